@@ -1,0 +1,1 @@
+"""Audio files -> arrays -> token shards -> batches."""
