@@ -1,0 +1,39 @@
+"""What all tests share: full tracebacks, and which tests are `core`.
+
+`core` tests run on all three backends (`make test`), the others on JAX only.
+Every test is core unless it stands in a file that never calls the backend
+(`BACKEND_FREE`) or is marked `large`.
+"""
+
+import os
+import pathlib
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import pytest
+
+TESTS = pathlib.Path(__file__).parent
+BACKEND_FREE = (
+    "bundled_test.py",
+    "cli_test.py",
+    "data",
+    "examples",
+    "import_test.py",
+)
+
+
+def pytest_configure(config):
+    keras.config.disable_traceback_filtering()
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        top = item.path.relative_to(TESTS).parts[0]
+        if top not in BACKEND_FREE and not item.get_closest_marker("large"):
+            item.add_marker(pytest.mark.core)
+
+
+def pytest_report_header():
+    return f"keras {keras.__version__}, backend {keras.backend.backend()}"
