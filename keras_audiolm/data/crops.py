@@ -135,8 +135,9 @@ class AudioCrops(keras.utils.PyDataset):
     attribute `epoch` counts up at the end of each epoch of `fit`. To make a
     stopped and resumed run see exactly the crops of an uninterrupted one, give
     `fit` `shuffle=False` (its default shuffles the order of the batches) and a
-    callback that sets `epoch`, as in the example; leave the `steps_per_epoch`
-    of `fit` alone.
+    callback that sets `epoch`, as in the example, and leave `workers` at 1 (the
+    queue of Keras carries batches over into the next epoch) and the
+    `steps_per_epoch` of `fit` alone.
 
     Unusable files (missing, unreadable, empty, too short, silent, with NaN)
     are skipped and counted in `skipped`, with one warning.
