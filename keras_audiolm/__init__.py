@@ -1,0 +1,47 @@
+"""AudioLM in Keras 3: learns to generate audio by listening to audio only."""
+
+import importlib
+import os
+import pathlib
+
+from keras_audiolm.version import __version__
+
+if "KERAS_BACKEND" not in os.environ:
+    _home = os.environ.get("KERAS_HOME") or pathlib.Path.home() / ".keras"
+    if not (pathlib.Path(_home) / "keras.json").is_file():
+        # The fastest for generation, where the user has not chosen.
+        os.environ["KERAS_BACKEND"] = "jax"
+
+# Public names and where they live: nothing is imported before it is used, so
+# that the command line answers at once.
+_PUBLIC = {
+    "AudioCrops": "data.crops",
+    "AudioLMPipeline": "pipeline",
+    "CompressedSpectralLoss": "codec.losses",
+    "Discriminators": "codec.discriminators",
+    "KMeans": "semantic.kmeans",
+    "MelSpectralLoss": "codec.losses",
+    "ResidualVectorQuantizer": "codec.quantizer",
+    "SemanticTokenizer": "semantic.tokenizer",
+    "SoundStream": "codec.soundstream",
+    "SoundStreamTrainer": "codec.training",
+    "StageBackbone": "language_model.backbone",
+    "StageLM": "language_model.stage_lm",
+    "TokenLayout": "language_model.layout",
+    "W2vBert": "semantic.w2v_bert",
+    "load_audio": "data.audio",
+    "save_audio": "data.audio",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_PUBLIC[name]}")
+    return getattr(module, name)
+
+
+def __dir__():
+    return sorted(__all__)

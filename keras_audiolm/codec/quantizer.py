@@ -1,0 +1,284 @@
+"""Residual vector quantization with codebooks learned by moving averages."""
+
+from collections import namedtuple
+
+import keras
+import numpy as np
+from keras import ops
+
+Quantized = namedtuple("Quantized", ["embeddings", "codes", "commitment_loss"])
+
+
+@keras.saving.register_keras_serializable(package="keras_audiolm")
+class ResidualVectorQuantizer(keras.layers.Layer):
+    """Each level quantizes what the levels before it left over.
+
+    A code's centroid is `embedding_sum / usage`: both are moving averages of
+    *sums* over the batch, so that one source of truth holds the codebook.
+
+    Buffers:
+        embedding_sum: `(num_quantizers, codebook_size, dim)`, the moving
+            average of the sum of the vectors that chose a code in a step.
+        usage: `(num_quantizers, codebook_size)`, the moving average of how
+            many they were.
+
+    Args:
+        num_quantizers: int. The number of levels `Q`.
+        codebook_size: int. Codes of a level.
+        decay: float. Of the moving averages. Defaults to `0.99`.
+        dead_code_ratio: float. A code whose usage falls under this part of
+            uniform usage is replaced, in the same step, by a random vector of
+            the batch. A ratio and not a count, so that it means the same at
+            every batch size. Defaults to `0.1`.
+        dropout: float. The part of training examples that are quantized with
+            a number of levels drawn from 1 to `num_quantizers`; the others
+            use all. `1.0` is SoundStream's. Defaults to `1.0`.
+        seed: int. Of the level dropout and of the revival.
+
+    Call arguments:
+        x: `(batch, frames, dim)`.
+        training: bool. Whether to drop levels and learn the codebooks.
+
+    Returns:
+        A named tuple: `embeddings` `(batch, frames, dim)` with straight-through
+        gradient, `codes` `(batch, frames, num_quantizers)` int32, and the
+        scalar `commitment_loss`.
+
+    Reference:
+     - [SoundStream, section III-C](https://arxiv.org/abs/2107.03312)
+     - [VQ-VAE, appendix A.1](https://arxiv.org/abs/1711.00937)
+    """
+
+    def __init__(
+        self,
+        num_quantizers,
+        codebook_size,
+        decay=0.99,
+        dead_code_ratio=0.1,
+        dropout=1.0,
+        seed=0,
+        **kwargs,
+    ):
+        # Distances and averages in half precision pick wrong neighbours.
+        kwargs["dtype"] = "float32"
+        super().__init__(**kwargs)
+        self.num_quantizers = num_quantizers
+        self.codebook_size = codebook_size
+        self.decay = decay
+        self.dead_code_ratio = dead_code_ratio
+        self.dropout = dropout
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def build(self, input_shape):
+        shape = (self.num_quantizers, self.codebook_size, input_shape[-1])
+        self.embedding_sum = self.add_weight(
+            name="embedding_sum",
+            shape=shape,
+            initializer=keras.initializers.RandomNormal(seed=self.seed),
+            trainable=False,
+        )
+        self.usage = self.add_weight(
+            name="usage", shape=shape[:2], initializer="ones", trainable=False
+        )
+
+    # === Inference ===
+
+    def codebook(self, level):
+        """The centroids of a level, `(codebook_size, dim)`."""
+        return self.embedding_sum[level] / self.usage[level][:, None]
+
+    def encode(self, x):
+        """`(batch, frames, dim)` to codes `(batch, frames, num_quantizers)`."""
+        residual = ops.cast(x, "float32")
+        codes = []
+        for level in range(self.num_quantizers):
+            codebook = self.codebook(level)
+            codes.append(nearest(residual, codebook))
+            residual = residual - ops.take(codebook, codes[-1], axis=0)
+        return ops.stack(codes, axis=-1)
+
+    def decode(self, codes):
+        """Codes `(batch, frames, levels)` to the sum of their centroids.
+
+        Any number of levels from one to `num_quantizers`, coarsest first.
+        """
+        return sum(
+            ops.take(self.codebook(level), codes[..., level], axis=0)
+            for level in range(codes.shape[-1])
+        )  # (batch, frames, dim)
+
+    # === Training ===
+
+    def call(self, x, training=False):
+        x = ops.cast(x, "float32")
+        # (batch,): how many levels each example gets
+        levels = self._draw_levels(ops.shape(x)[0], training)
+        residual, quantized = x, ops.zeros_like(x)
+        codes, losses = [], []
+        for level in range(self.num_quantizers):
+            used = ops.cast(levels > level, "float32")[:, None]  # (batch, 1)
+            codebook = self.codebook(level)
+            code = nearest(residual, codebook)
+            choice = ops.take(codebook, code, axis=0)
+            # Only the constant is taken off, so that every level's
+            # commitment reaches the encoder.
+            choice = ops.stop_gradient(choice)
+            error = ops.mean(ops.square(residual - choice), axis=-1)
+            losses.append(ops.sum(error * used) / mass(used, error))
+            if training:
+                self._learn(level, residual, code, used)
+            quantized = quantized + choice * used[..., None]
+            residual = residual - choice
+            codes.append(code)
+        return Quantized(
+            x + ops.stop_gradient(quantized - x),
+            ops.stack(codes, axis=-1),
+            ops.mean(ops.stack(losses)),
+        )
+
+    def _draw_levels(self, batch_size, training):
+        everything = ops.full((batch_size,), self.num_quantizers, "int32")
+        if not training or not self.dropout:
+            return everything
+        levels = keras.random.randint(
+            (batch_size,), 1, self.num_quantizers + 1, seed=self.seed_generator
+        )
+        drop = keras.random.uniform((batch_size,), seed=self.seed_generator)
+        return ops.where(drop < self.dropout, levels, everything)
+
+    def _learn(self, level, residual, code, used):
+        """One step of the moving averages, and the revival of dead codes."""
+        vectors = ops.stop_gradient(residual)
+        vectors = ops.reshape(vectors, (-1, vectors.shape[-1]))
+        weight = ops.broadcast_to(used, ops.shape(code))
+        weight = ops.reshape(weight, (-1, 1))
+        chosen = ops.one_hot(ops.reshape(code, (-1,)), self.codebook_size)
+        chosen = chosen * weight  # (vectors, codebook_size)
+
+        decay = self.decay
+        usage = decay * self.usage[level] + (1 - decay) * ops.sum(chosen, 0)
+        sums = ops.matmul(ops.transpose(chosen), vectors)
+        sums = decay * self.embedding_sum[level] + (1 - decay) * sums
+
+        fair = ops.mean(usage)
+        dead = usage < self.dead_code_ratio * fair
+        picks = self._draw_vectors(weight)
+        fresh = ops.take(vectors, picks, axis=0) * fair
+        usage = ops.where(dead, fair, usage)
+        sums = ops.where(dead[:, None], fresh, sums)
+        self.usage.assign(replace_row(self.usage, level, usage))
+        self.embedding_sum.assign(replace_row(self.embedding_sum, level, sums))
+
+    def _draw_vectors(self, weight):
+        """Indices of `codebook_size` vectors of the examples in use."""
+        logits = ops.where(weight[:, 0] > 0, 0.0, -1e9)
+        return keras.random.categorical(
+            logits[None], self.codebook_size, seed=self.seed_generator
+        )[0]
+
+    # === Start ===
+
+    def initialize(self, vectors, num_iterations=10):
+        """Starts every level by k-means on what the levels before leave over.
+
+        Args:
+            vectors: NumPy array `(n, dim)`, the encoder's outputs. At least
+                `codebook_size` of them.
+            num_iterations: int. Lloyd iterations of each level.
+
+        Raises:
+            ValueError: if there are fewer vectors than codes.
+        """
+        if len(vectors) < self.codebook_size:
+            raise ValueError(
+                f"{self.codebook_size} codes need at least as many frames to "
+                f"start from. Received: {len(vectors)} frames. Give more "
+                "audio or a smaller codebook_size."
+            )
+        generator = np.random.default_rng(self.seed)
+        residual = np.asarray(vectors, "float32")
+        sums, usages = [], []
+        for _ in range(self.num_quantizers):
+            centroids, usage, codes = lloyd(
+                residual, self.codebook_size, num_iterations, generator
+            )
+            # The averages hold sums: a mean times how often it was chosen,
+            # as a step of an average batch would see it.
+            usage = np.maximum(usage / usage.mean(), 0.1)
+            sums.append(centroids * usage[:, None])
+            usages.append(usage)
+            residual = residual - centroids[codes]
+        self.embedding_sum.assign(np.stack(sums))
+        self.usage.assign(np.stack(usages))
+
+    def compute_output_shape(self, input_shape):
+        return Quantized(
+            input_shape, (*input_shape[:-1], self.num_quantizers), ()
+        )
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_quantizers": self.num_quantizers,
+            "codebook_size": self.codebook_size,
+            "decay": self.decay,
+            "dead_code_ratio": self.dead_code_ratio,
+            "dropout": self.dropout,
+            "seed": self.seed,
+        }
+
+
+def nearest(x, codebook):
+    """The nearest code of each vector: `(..., dim)` to `(...)` int32."""
+    x = ops.stop_gradient(x)
+    distance = ops.sum(ops.square(codebook), axis=-1) - 2 * ops.matmul(
+        x, ops.transpose(codebook)
+    )  # (..., codebook_size), less the constant |x|^2
+    return ops.cast(ops.argmin(distance, axis=-1), "int32")
+
+
+def mass(used, error):
+    """How many frames `used` stands for, never zero."""
+    frames = ops.cast(ops.shape(error)[1], "float32")
+    return ops.maximum(ops.sum(used), 1.0) * frames
+
+
+def replace_row(variable, level, row):
+    """A stacked variable's value with one level's row replaced."""
+    return ops.concatenate(
+        [variable[:level], row[None], variable[level + 1 :]], axis=0
+    )
+
+
+def lloyd(vectors, num_codes, num_iterations, generator):
+    """Plain k-means in NumPy; empty clusters restart at random vectors.
+
+    Returns:
+        Centroids `(num_codes, dim)`, how many vectors chose each, and the
+        choice of every vector.
+    """
+    picks = generator.choice(len(vectors), num_codes, replace=False)
+    centroids = vectors[picks]
+    for _ in range(num_iterations):
+        codes = numpy_nearest(vectors, centroids)
+        count = np.bincount(codes, minlength=num_codes)
+        sums = np.zeros_like(centroids)
+        np.add.at(sums, codes, vectors)
+        restart = vectors[generator.integers(len(vectors), size=num_codes)]
+        centroids = np.where(
+            count[:, None] > 0, sums / np.maximum(count, 1)[:, None], restart
+        )
+    codes = numpy_nearest(vectors, centroids)
+    return centroids, np.bincount(codes, minlength=num_codes), codes
+
+
+def numpy_nearest(vectors, centroids, rows=8192):
+    """`nearest` in NumPy, a block of rows at a time to bound the memory."""
+    norms = np.square(centroids).sum(-1)
+    return np.concatenate(
+        [
+            (norms - 2 * vectors[i : i + rows] @ centroids.T).argmin(-1)
+            for i in range(0, len(vectors), rows)
+        ]
+    )

@@ -1,0 +1,1 @@
+"""Layers that the codec, the semantic encoder and the language models share."""

@@ -1,0 +1,189 @@
+"""One-dimensional convolutions that see the past only.
+
+Both layers work on `(batch, time, channels)` and pad with zeros, on the past
+side only, in training as in inference, so that a stream gives exactly what
+the whole signal gives.
+
+Reference:
+ - [SoundStream, section III-A](https://arxiv.org/abs/2107.03312)
+"""
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="keras_audiolm")
+class CausalConv1D(keras.layers.Layer):
+    """A strided, dilated convolution whose output never sees later input.
+
+    With kernel 4 and stride 2, two zeros stand before the signal; output
+    frame `i` ends with the last sample of hop `i`:
+
+        0 0 1 2 3 4 5 6
+        [  1  ]
+            [  2  ]
+                [  3  ]
+
+    Args:
+        filters: int. The number of output channels.
+        kernel_size: int. The width of the kernel, in steps.
+        strides: int. Input steps for one output step. The input's length
+            must be a multiple of it. Defaults to `1`.
+        dilation_rate: int. Input steps between two taps. Defaults to `1`.
+        groups: int. Groups of channels that do not see each other.
+            Defaults to `1`.
+        kernel_initializer: Defaults to `"glorot_uniform"`.
+
+    Call arguments:
+        x: `(batch, time, channels)`.
+
+    Returns:
+        `(batch, time / strides, filters)`.
+
+    Example:
+
+    >>> layer = CausalConv1D(8, kernel_size=7)
+    >>> tuple(layer(np.zeros((2, 10, 3), "float32")).shape)
+    (2, 10, 8)
+    """
+
+    def __init__(
+        self,
+        filters,
+        kernel_size,
+        strides=1,
+        dilation_rate=1,
+        groups=1,
+        kernel_initializer="glorot_uniform",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.kernel_size = kernel_size
+        self.strides = strides
+        self.dilation_rate = dilation_rate
+        self.groups = groups
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        reach = dilation_rate * (kernel_size - 1) + 1
+        if reach < strides:
+            raise ValueError(
+                "A kernel must reach over its stride. Received: "
+                f"kernel_size={kernel_size}, dilation_rate={dilation_rate}, "
+                f"strides={strides}"
+            )
+        self.past = reach - strides
+
+    def build(self, input_shape):
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(
+                self.kernel_size,
+                input_shape[-1] // self.groups,
+                self.filters,
+            ),
+            initializer=self.kernel_initializer,
+        )
+        self.bias = self.add_weight(
+            name="bias", shape=(self.filters,), initializer="zeros"
+        )
+
+    def call(self, x):
+        x = ops.pad(x, [[0, 0], [self.past, 0], [0, 0]])
+        x = ops.conv(
+            x,
+            self.kernel,
+            strides=self.strides,
+            padding="valid",
+            dilation_rate=self.dilation_rate,
+            data_format="channels_last",
+        )
+        return x + self.bias  # (batch, time / strides, filters)
+
+    def compute_output_shape(self, input_shape):
+        batch, time, _ = input_shape
+        time = None if time is None else time // self.strides
+        return (batch, time, self.filters)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "filters": self.filters,
+            "kernel_size": self.kernel_size,
+            "strides": self.strides,
+            "dilation_rate": self.dilation_rate,
+            "groups": self.groups,
+            "kernel_initializer": keras.initializers.serialize(
+                self.kernel_initializer
+            ),
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_audiolm")
+class CausalConv1DTranspose(keras.layers.Layer):
+    """The way back up: each input step becomes `strides` output steps.
+
+    The tail of `kernel_size - strides` steps, which only later input would
+    complete, is cut on the right and nowhere else.
+
+    Args:
+        filters: int. The number of output channels.
+        kernel_size: int. The width of the kernel, at least `strides`.
+        strides: int. Output steps for one input step. Defaults to `1`.
+
+    Call arguments:
+        x: `(batch, time, channels)`.
+
+    Returns:
+        `(batch, time * strides, filters)`.
+
+    Example:
+
+    >>> layer = CausalConv1DTranspose(8, kernel_size=4, strides=2)
+    >>> tuple(layer(np.zeros((2, 10, 3), "float32")).shape)
+    (2, 20, 8)
+    """
+
+    def __init__(self, filters, kernel_size, strides=1, **kwargs):
+        super().__init__(**kwargs)
+        if kernel_size < strides:
+            raise ValueError(
+                "A transposed kernel must cover its stride. Received: "
+                f"kernel_size={kernel_size}, strides={strides}"
+            )
+        self.filters = filters
+        self.kernel_size = kernel_size
+        self.strides = strides
+
+    def build(self, input_shape):
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(self.kernel_size, self.filters, input_shape[-1]),
+            initializer="glorot_uniform",
+        )
+        self.bias = self.add_weight(
+            name="bias", shape=(self.filters,), initializer="zeros"
+        )
+
+    def call(self, x):
+        time = ops.shape(x)[1] * self.strides
+        x = ops.conv_transpose(
+            x,
+            self.kernel,
+            strides=self.strides,
+            padding="valid",
+            data_format="channels_last",
+        )  # (batch, (time - 1) * strides + kernel_size, filters)
+        return x[:, :time] + self.bias
+
+    def compute_output_shape(self, input_shape):
+        batch, time, _ = input_shape
+        time = None if time is None else time * self.strides
+        return (batch, time, self.filters)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "filters": self.filters,
+            "kernel_size": self.kernel_size,
+            "strides": self.strides,
+        }

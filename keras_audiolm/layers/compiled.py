@@ -1,0 +1,55 @@
+"""Inference functions of a model, compiled where the backend compiles."""
+
+import keras
+
+
+class CompiledFunction:
+    """Runs `function(*args)`, which reads `model`'s variables, compiled.
+
+    JAX traces the function once for each set of shapes with the variables as
+    arguments (so that new weights need no new trace); TensorFlow wraps it in
+    a `tf.function`; PyTorch runs it eagerly without gradients. Nothing that
+    the function assigns is kept.
+
+    Args:
+        model: keras.Model or Layer whose variables the function reads.
+        function: callable of tensors (or nested structures of them).
+    """
+
+    def __init__(self, model, function):
+        self.model = model
+        self.function = function
+        self.num_traces = 0
+        backend = keras.backend.backend()
+        if backend == "jax":
+            import jax
+
+            self._run = jax.jit(self._stateless)
+        elif backend == "tensorflow":
+            import tensorflow as tf
+
+            self._run = tf.function(self._traced, reduce_retracing=False)
+        else:
+            self._run = self._traced
+
+    def __call__(self, *args):
+        args = keras.tree.map_structure(keras.ops.convert_to_tensor, args)
+        backend = keras.backend.backend()
+        if backend == "jax":
+            values = [v.value for v in self.model.variables]
+            return self._run(values, args)
+        if backend == "torch":
+            import torch
+
+            with torch.no_grad():
+                return self._run(*args)
+        return self._run(*args)
+
+    def _traced(self, *args):
+        self.num_traces += 1
+        return self.function(*args)
+
+    def _stateless(self, values, args):
+        mapping = zip(self.model.variables, values, strict=True)
+        with keras.StatelessScope(state_mapping=mapping):
+            return self._traced(*args)
