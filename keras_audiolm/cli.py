@@ -1,0 +1,577 @@
+"""keras-audiolm: continue, sample, resynthesize, train and tokenize.
+
+Only the standard library is imported up here, so that `--help` and mistyped
+commands answer at once. What was typed is checked before Keras is imported
+and a preset is loaded.
+"""
+
+import argparse
+import os
+import pathlib
+import sys
+import time
+
+from keras_audiolm._bundled import bundled_preset_names, suggest
+from keras_audiolm.version import __version__
+
+DEFAULT_PRESET = "voices_small"
+AUDIO_SUFFIXES = (".wav", ".flac")
+STAGES = ("semantic", "coarse", "fine")
+PARTS = (
+    "codec",
+    "semantic_tokenizer",
+    "semantic_lm",
+    "coarse_lm",
+    "fine_lm",
+)
+BACKENDS = ("jax", "tensorflow", "torch")
+
+
+class Stopped(Exception):
+    """Stopped by Ctrl-C; the message says how to go on."""
+
+
+# === What was typed ===
+
+
+class Parser(argparse.ArgumentParser):
+    """An `ArgumentParser` whose errors take one line."""
+
+    def error(self, message):
+        self.exit(
+            2, f"keras-audiolm: error: {message} (see {self.prog} --help)\n"
+        )
+
+
+def positive_seconds(text):
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(
+            f"must be a number of seconds above 0. Received: {text}"
+        )
+    return value
+
+
+positive_seconds.__name__ = "number of seconds"  # for argparse's messages
+
+
+def positive_count(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more. Received: {text}")
+    return value
+
+
+positive_count.__name__ = "count"
+
+
+def audio_output(text):
+    path = pathlib.Path(text)
+    if path.suffix.lower() not in AUDIO_SUFFIXES:
+        raise argparse.ArgumentTypeError(
+            f"must end with {' or '.join(AUDIO_SUFFIXES)}. Received: {text}"
+        )
+    return path
+
+
+def npz_output(text):
+    path = pathlib.Path(text)
+    if path.suffix.lower() != ".npz":
+        raise argparse.ArgumentTypeError(
+            f"must end with .npz. Received: {text}"
+        )
+    return path
+
+
+def check_name(name, known, what):
+    if name not in known:
+        raise argparse.ArgumentTypeError(
+            f"no {what} is called {name!r}.{suggest(name, known)}"
+        )
+    return name
+
+
+def part_names(text):
+    """`"codec,semantic_lm"` -> `["codec", "semantic_lm"]`."""
+    names = [name.strip() for name in text.split(",")]
+    return [check_name(name, PARTS, "part") for name in names]
+
+
+def one_or_each(number, names, what):
+    """Makes the parser of `"0.8"` (for all) or `"coarse=0.8,fine=0.6"`.
+
+    Args:
+        number: type of the values, `int` or `float`.
+        names: tuple of str. What may stand left of `=`.
+        what: str. What the names are, for the messages.
+
+    Returns:
+        Function from the text to a number or a dict.
+    """
+
+    def parse(text):
+        if "=" not in text:
+            return number(text)
+        pairs = [pair.split("=", 1) for pair in text.split(",")]
+        if any(len(pair) != 2 for pair in pairs):
+            raise argparse.ArgumentTypeError(
+                f"give one number, or {what}=number for each, separated by "
+                f"commas. Received: {text}"
+            )
+        return {
+            check_name(name.strip(), names, what): number(value)
+            for name, value in pairs
+        }
+
+    parse.__name__ = f"number or {what}=number"
+    return parse
+
+
+def build_parser():
+    parser = Parser(
+        prog="keras-audiolm",
+        description="AudioLM in Keras 3: continue, sample and train on audio.",
+        epilog="KERAS_AUDIOLM_DEBUG=1 or --debug shows tracebacks.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"%(prog)s {__version__}"
+    )
+    commands = parser.add_subparsers(
+        title="commands",
+        dest="command",
+        metavar="COMMAND",
+        required=True,
+        parser_class=Parser,
+    )
+    common = _common_options()
+    sampling = _sampling_options()
+    _add_continue(commands, [sampling, common])
+    _add_sample(commands, [sampling, common])
+    _add_resynthesize(commands, [sampling, common])
+    _add_train(commands, [common])
+    _add_tokenize(commands, [common])
+    return parser
+
+
+def _add_command(commands, name, run, parents, description):
+    """Adds one sub-command; the first sentence is its line in --help."""
+    parser = commands.add_parser(
+        name,
+        parents=parents,
+        help=description.split(". ")[0].rstrip("."),
+        description=description,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _common_options():
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument(
+        "--preset",
+        default=DEFAULT_PRESET,
+        help="name of a bundled preset, a preset folder, kaggle://... or "
+        "hf://... (default: %(default)s)",
+    )
+    options.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        help="Keras backend (default: KERAS_BACKEND, or jax)",
+    )
+    options.add_argument(
+        "--debug", action="store_true", help="show the traceback of an error"
+    )
+    return options
+
+
+def _sampling_options():
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument(
+        "--seed", type=int, help="the same seed gives the same sound"
+    )
+    options.add_argument(
+        "--temperature",
+        type=one_or_each(float, STAGES, "stage"),
+        help="one number for all stages, or semantic=0.6,coarse=0.8,fine=0.6 "
+        "(the paper's, and the default)",
+    )
+    options.add_argument(
+        "--top-k",
+        type=one_or_each(int, STAGES, "stage"),
+        help="sample among the k likeliest tokens; a number, or one a stage",
+    )
+    options.add_argument(
+        "--top-p",
+        type=one_or_each(float, STAGES, "stage"),
+        help="sample among the likeliest tokens that make up this "
+        "probability; a number, or one a stage",
+    )
+    return options
+
+
+def _add_duration_and_num(parser):
+    parser.add_argument(
+        "--duration",
+        type=positive_seconds,
+        default=7.0,
+        help="seconds of new sound (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--num",
+        type=positive_count,
+        default=1,
+        help="how many to make; OUT gets -1, -2, ... before its suffix",
+    )
+
+
+def _add_output(parser):
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="OUT",
+        type=audio_output,
+        required=True,
+        help="file to write, .wav or .flac",
+    )
+
+
+def _add_continue(commands, parents):
+    parser = _add_command(
+        commands,
+        "continue",
+        run_continue,
+        parents,
+        "Continue a recording. OUT holds the prompt and the new sound.",
+    )
+    parser.add_argument(
+        "prompt",
+        metavar="PROMPT",
+        help="recording: wav, flac, ogg or mp3 at any rate",
+    )
+    _add_output(parser)
+    _add_duration_and_num(parser)
+    parser.add_argument(
+        "--prompt-duration",
+        type=positive_seconds,
+        help="use only the first seconds of PROMPT",
+    )
+
+
+def _add_sample(commands, parents):
+    parser = _add_command(
+        commands,
+        "sample",
+        run_sample,
+        parents,
+        "Make sound from nothing. Unconditional generation.",
+    )
+    _add_output(parser)
+    _add_duration_and_num(parser)
+
+
+def _add_resynthesize(commands, parents):
+    parser = _add_command(
+        commands,
+        "resynthesize",
+        run_resynthesize,
+        parents,
+        "Keep what a recording says and sample the voice anew. "
+        "The paper's acoustic generation.",
+    )
+    parser.add_argument("input", metavar="IN", help="recording to read")
+    _add_output(parser)
+
+
+def _add_train(commands, parents):
+    parser = _add_command(
+        commands,
+        "train",
+        run_train,
+        parents,
+        "Train a preset on a folder of recordings. After Ctrl-C the same "
+        "command goes on from the last checkpoint.",
+    )
+    parser.add_argument(
+        "folder", metavar="FOLDER", help="recordings, in sub-folders or not"
+    )
+    parser.add_argument(
+        "--out", required=True, type=pathlib.Path, help="preset to write"
+    )
+    parser.add_argument(
+        "--from-scratch",
+        action="store_true",
+        help="take the preset's sizes but not its weights",
+    )
+    parser.add_argument(
+        "--parts",
+        type=part_names,
+        help=f"only these, separated by commas: {', '.join(PARTS)}",
+    )
+    for name, default in (
+        ("epochs", 1),
+        ("steps-per-epoch", None),
+        ("batch-size", None),
+    ):
+        parser.add_argument(
+            f"--{name}",
+            type=one_or_each(int, PARTS, "part"),
+            metavar="N",
+            default=default,
+            help="a number for all parts, or PART=NUMBER,PART=NUMBER",
+        )
+    parser.add_argument(
+        "--validation", metavar="FOLDER", help="recordings to validate on"
+    )
+    parser.add_argument(
+        "--token-dir", help="where tokens are kept (default: OUT-tokens)"
+    )
+    parser.add_argument(
+        "--checkpoint-dir",
+        help="where checkpoints are kept (default: OUT-checkpoints)",
+    )
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def _add_tokenize(commands, parents):
+    parser = _add_command(
+        commands,
+        "tokenize",
+        run_tokenize,
+        parents,
+        "Write the tokens of a recording. OUT holds the arrays semantic "
+        "(frames,) and acoustic (frames, levels).",
+    )
+    parser.add_argument("input", metavar="FILE", help="recording to read")
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", type=npz_output, required=True
+    )
+
+
+# === What it does ===
+
+
+def say(message):
+    """Prints progress, apart from the results on standard output."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def load_pipeline(args, load_weights=True):
+    """Checks the preset's name, then imports Keras and loads the preset."""
+    preset = args.preset
+    if "://" not in preset and not pathlib.Path(preset).is_dir():
+        names = bundled_preset_names()
+        if preset not in names:
+            raise ValueError(
+                f"No preset {preset!r}: it is neither a bundled preset nor a "
+                f"folder.{suggest(preset, names)}"
+            )
+    if args.backend:
+        os.environ["KERAS_BACKEND"] = args.backend
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    say(f"Loading {preset} ...")
+    start = time.perf_counter()
+    from keras_audiolm import AudioLMPipeline
+
+    pipeline = AudioLMPipeline.from_preset(preset, load_weights=load_weights)
+    say(f"Loaded in {time.perf_counter() - start:.1f} s.")
+    return pipeline
+
+
+def read_recording(args, path):
+    """Loads the preset and reads `path` at its sample rate.
+
+    The file is opened first: a typing error should not cost the loading.
+    """
+    from keras_audiolm.data import audio
+
+    audio.open_audio(path).close()
+    pipeline = load_pipeline(args)
+    return pipeline, audio.load_audio(path, pipeline.sample_rate)
+
+
+def sampling_options(args):
+    names = ("temperature", "top_k", "top_p", "seed")
+    return {name: getattr(args, name) for name in names}
+
+
+def report(path, what, seconds, elapsed):
+    """Prints where the sound is, how long it is and how long it took."""
+    print(
+        f"{path}: {what} in {elapsed:.1f} s, real-time factor "
+        f"{elapsed / seconds:.2f} (below 1 is faster than real time)."
+    )
+
+
+def write_all(path, batch, sample_rate):
+    """Writes each row of `(num, samples)`; returns what to call the files."""
+    from keras_audiolm import save_audio
+
+    if len(batch) == 1:
+        save_audio(path, batch[0], sample_rate)
+        return str(path)
+    paths = [
+        path.with_stem(f"{path.stem}-{i}") for i in range(1, len(batch) + 1)
+    ]
+    for name, audio in zip(paths, batch, strict=True):
+        save_audio(name, audio, sample_rate)
+    return f"{paths[0]} ... {paths[-1].name}"
+
+
+def generate(args, pipeline, prompt=None):
+    """Makes `args.num` sounds, writes them and says how it went."""
+    say(f"Making {args.num} x {args.duration:g} s ...")
+    start = time.perf_counter()
+    audio = pipeline.generate(
+        prompt,
+        duration=args.duration,
+        batch_size=args.num,
+        verbose=True,
+        **sampling_options(args),
+    )
+    elapsed = time.perf_counter() - start
+    where = write_all(args.output, audio, pipeline.sample_rate)
+    seconds = args.num * args.duration
+    what = f"{seconds:.1f} s of new sound"
+    if prompt is not None:
+        what += f" after a {len(prompt) / pipeline.sample_rate:.1f} s prompt"
+    report(where, what, seconds, elapsed)
+
+
+def run_continue(args):
+    pipeline, prompt = read_recording(args, args.prompt)
+    if args.prompt_duration:
+        prompt = prompt[: round(args.prompt_duration * pipeline.sample_rate)]
+    generate(args, pipeline, prompt)
+
+
+def run_sample(args):
+    generate(args, load_pipeline(args))
+
+
+def run_resynthesize(args):
+    pipeline, audio = read_recording(args, args.input)
+    say("Resynthesizing ...")
+    start = time.perf_counter()
+    made = pipeline.resynthesize(audio, **sampling_options(args))
+    elapsed = time.perf_counter() - start
+    where = write_all(args.output, made.reshape(1, -1), pipeline.sample_rate)
+    seconds = len(audio) / pipeline.sample_rate
+    report(where, f"{seconds:.1f} s of sound", seconds, elapsed)
+
+
+def run_tokenize(args):
+    import numpy as np
+
+    pipeline, audio = read_recording(args, args.input)
+    start = time.perf_counter()
+    tokens = pipeline.tokenize(audio[None])
+    elapsed = time.perf_counter() - start
+    semantic = np.asarray(tokens.semantic)[0]
+    acoustic = np.asarray(tokens.acoustic)[0]
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = args.output.with_name(f".{args.output.name}.{os.getpid()}.npz")
+    try:
+        np.savez(temporary, semantic=semantic, acoustic=acoustic)
+        os.replace(temporary, args.output)
+    finally:
+        temporary.unlink(missing_ok=True)
+    seconds = len(audio) / pipeline.sample_rate
+    what = f"semantic {semantic.shape} and acoustic {acoustic.shape} tokens"
+    report(args.output, what, seconds, elapsed)
+
+
+def check_preset_output(path):
+    """Refuses an output folder that holds something else than a preset."""
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"--out {path} is a file: give a folder.")
+    other = path.is_dir() and any(path.iterdir())
+    if other and not (path / "metadata.json").is_file():
+        raise ValueError(
+            f"--out {path} holds files but is not a preset (it has no "
+            "metadata.json): give a new folder."
+        )
+
+
+def run_train(args):
+    from keras_audiolm.data.audio import find_audio_files
+
+    files = find_audio_files(args.folder)
+    if args.validation:
+        find_audio_files(args.validation)
+    check_preset_output(args.out)
+    checkpoint_dir = args.checkpoint_dir or f"{args.out}-checkpoints"
+    pipeline = load_pipeline(args, load_weights=not args.from_scratch)
+    say(f"Training on {len(files)} files; checkpoints in {checkpoint_dir} ...")
+    start = time.perf_counter()
+    try:
+        pipeline.fit(
+            args.folder,
+            parts=args.parts,
+            epochs=args.epochs,
+            steps_per_epoch=args.steps_per_epoch,
+            batch_size=args.batch_size,
+            validation_data=args.validation,
+            token_dir=args.token_dir or f"{args.out}-tokens",
+            checkpoint_dir=checkpoint_dir,
+            seed=args.seed,
+        )
+    except KeyboardInterrupt:
+        raise Stopped(
+            f"stopped. The same command goes on from {checkpoint_dir}"
+        ) from None
+    pipeline.save_to_preset(args.out)
+    minutes = (time.perf_counter() - start) / 60
+    print(
+        f"{args.out}: trained in {minutes:.1f} min. Hear it with: "
+        f"keras-audiolm sample --preset {args.out} -o sample.wav"
+    )
+
+
+# === Errors ===
+
+
+def describe(error):
+    """The one line that stands for an exception."""
+    text = " ".join(str(error).split())
+    if isinstance(error, ImportError) and error.name in BACKENDS:
+        return (
+            f"the Keras backend {error.name} is not installed. Run pip "
+            f"install 'keras-audiolm[{error.name}]', or choose another with "
+            "--backend."
+        )
+    if isinstance(error, ValueError | OSError):
+        return text
+    return (
+        f"unexpected {type(error).__name__}: {text} (--debug shows the "
+        "traceback)"
+    )
+
+
+def main(argv=None):
+    """Runs the command line.
+
+    Args:
+        argv: optional list of str. Defaults to `sys.argv[1:]`.
+
+    Returns:
+        int. 0; 1 after an error, 130 after Ctrl-C. Wrong usage exits with 2.
+    """
+    args = build_parser().parse_args(argv)
+    debug = args.debug or os.environ.get("KERAS_AUDIOLM_DEBUG")
+    try:
+        args.run(args)
+    except (KeyboardInterrupt, Stopped) as error:
+        say(f"keras-audiolm: {str(error) or 'stopped'}")
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        say(f"keras-audiolm: error: {describe(error)}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,312 @@
+"""The command line, with a pipeline that records what it is asked for."""
+
+import pathlib
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from keras_audiolm import cli
+from keras_audiolm.data.audio import load_audio, save_audio
+
+SAMPLE_RATE = 8000
+Tokens = types.SimpleNamespace
+
+
+class FakePipeline:
+    """Notes each call; its "new sound" is a constant that tells the row."""
+
+    calls = []
+    sample_rate = SAMPLE_RATE
+    error = None
+
+    @classmethod
+    def from_preset(cls, preset, load_weights=True):
+        cls.calls.append(("from_preset", preset, load_weights))
+        return cls()
+
+    def _note(self, name, kwargs):
+        self.calls.append((name, kwargs))
+        if self.error is not None:
+            raise self.error
+
+    def generate(self, prompt=None, **kwargs):
+        self._note("generate", {"prompt": prompt, **kwargs})
+        new = round(kwargs["duration"] * SAMPLE_RATE)
+        start = np.zeros(0) if prompt is None else prompt
+        rows = [
+            np.concatenate([start, np.full(new, 0.1 * (i + 1))])
+            for i in range(kwargs["batch_size"])
+        ]
+        return np.stack(rows).astype("float32")
+
+    def resynthesize(self, audio, **kwargs):
+        self._note("resynthesize", {"audio": audio, **kwargs})
+        return -audio
+
+    def tokenize(self, audio):
+        self._note("tokenize", {"audio": audio})
+        return Tokens(
+            semantic=np.arange(25)[None],
+            acoustic=np.arange(100).reshape(1, 50, 2),
+        )
+
+    def fit(self, data, **kwargs):
+        self._note("fit", {"data": data, **kwargs})
+
+    def save_to_preset(self, folder):
+        self._note("save_to_preset", {"folder": folder})
+
+
+@pytest.fixture
+def pipeline(monkeypatch):
+    module = types.ModuleType("keras_audiolm.pipeline")
+    module.AudioLMPipeline = FakePipeline
+    monkeypatch.setitem(sys.modules, "keras_audiolm.pipeline", module)
+    monkeypatch.setattr(
+        cli, "bundled_preset_names", lambda: ["librilight", "voices_small"]
+    )
+    monkeypatch.setattr(FakePipeline, "calls", [])
+    monkeypatch.setattr(FakePipeline, "error", None)
+    monkeypatch.delenv("KERAS_AUDIOLM_DEBUG", raising=False)
+    return FakePipeline
+
+
+@pytest.fixture
+def prompt(tmp_path):
+    """Path of one second of a tone, at another rate than the pipeline's."""
+    path = tmp_path / "prompt.wav"
+    time = np.arange(16000) / 16000
+    save_audio(path, 0.5 * np.sin(2 * np.pi * 440 * time), 16000)
+    return path
+
+
+def run(*argv):
+    return cli.main([str(word) for word in argv])
+
+
+def error_line(capsys):
+    """The error, which must be the last line and the only one of its kind."""
+    lines = capsys.readouterr().err.splitlines()
+    assert not any("Traceback" in line for line in lines)
+    assert lines[-1].startswith("keras-audiolm: error: ")
+    return lines[-1]
+
+
+# === What it does ===
+
+
+def test_continue(pipeline, prompt, tmp_path, capsys):
+    out = tmp_path / "new folder" / "out.wav"
+    code = run("continue", prompt, "-o", out, "--duration", 0.5, "--seed", 3)
+    assert code == 0
+    loaded, (name, given) = pipeline.calls
+    assert loaded == ("from_preset", "voices_small", True)
+    assert name == "generate"
+    assert given["prompt"].shape == (SAMPLE_RATE,)
+    assert (given["duration"], given["seed"]) == (0.5, 3)
+    assert load_audio(out, SAMPLE_RATE).shape == (SAMPLE_RATE * 3 // 2,)
+    report = capsys.readouterr().out
+    assert str(out) in report
+    assert "0.5 s of new sound after a 1.0 s prompt" in report
+    assert "real-time factor" in report
+
+
+def test_continue_uses_the_start_of_the_prompt(pipeline, prompt, tmp_path):
+    args = ("continue", prompt, "-o", tmp_path / "out.flac")
+    assert run(*args, "--prompt-duration", 0.25) == 0
+    given = pipeline.calls[-1][1]["prompt"]
+    np.testing.assert_array_equal(
+        given, load_audio(prompt, SAMPLE_RATE)[: SAMPLE_RATE // 4]
+    )
+
+
+def test_sampling_options_reach_the_pipeline(pipeline, tmp_path):
+    options = ("--temperature", "0.7", "--top-k", "semantic=5, fine=9")
+    more = ("--top-p", "coarse=0.9", "--preset", "librilight")
+    out = tmp_path / "out.wav"
+    assert run("sample", "-o", out, *options, *more) == 0
+    loaded, (_, given) = pipeline.calls
+    assert loaded[1] == "librilight"
+    assert given["prompt"] is None
+    assert given["temperature"] == 0.7
+    assert given["top_k"] == {"semantic": 5, "fine": 9}
+    assert given["top_p"] == {"coarse": 0.9}
+    assert given["seed"] is None
+
+
+def test_num_writes_numbered_files(pipeline, tmp_path, capsys):
+    out = tmp_path / "out.wav"
+    assert run("sample", "-o", out, "--num", 3, "--duration", 0.1) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "out-1.wav",
+        "out-2.wav",
+        "out-3.wav",
+    ]
+    third = load_audio(tmp_path / "out-3.wav", SAMPLE_RATE)
+    np.testing.assert_allclose(third, 0.3, atol=1e-3)
+    assert "out-1.wav ... out-3.wav" in capsys.readouterr().out
+
+
+def test_resynthesize(pipeline, prompt, tmp_path, capsys):
+    out = tmp_path / "out.wav"
+    assert run("resynthesize", prompt, "-o", out, "--seed", 1) == 0
+    assert pipeline.calls[-1][1]["seed"] == 1
+    expected = -load_audio(prompt, SAMPLE_RATE)
+    made = load_audio(out, SAMPLE_RATE)
+    np.testing.assert_allclose(made, expected, atol=1e-4)
+    assert "1.0 s of sound" in capsys.readouterr().out
+
+
+def test_tokenize(pipeline, prompt, tmp_path):
+    out = tmp_path / "tokens.npz"
+    assert run("tokenize", prompt, "-o", out) == 0
+    with np.load(out) as tokens:
+        assert sorted(tokens) == ["acoustic", "semantic"]
+        np.testing.assert_array_equal(tokens["semantic"], np.arange(25))
+        assert tokens["acoustic"].shape == (50, 2)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"prompt.wav", "tokens.npz"}
+
+
+def test_train(pipeline, prompt, tmp_path, capsys):
+    out = tmp_path / "mine"
+    numbers = ("--epochs", "codec=3,coarse_lm=2", "--batch-size", 4)
+    parts = ("--parts", "codec,coarse_lm", "--steps-per-epoch", 7)
+    where = ("--out", out, "--validation", prompt.parent, "--from-scratch")
+    assert run("train", prompt.parent, *where, *numbers, *parts) == 0
+    loaded, (_, fitted), (_, saved) = pipeline.calls
+    assert loaded == ("from_preset", "voices_small", False)
+    assert fitted == {
+        "data": str(prompt.parent),
+        "parts": ["codec", "coarse_lm"],
+        "epochs": {"codec": 3, "coarse_lm": 2},
+        "steps_per_epoch": 7,
+        "batch_size": 4,
+        "validation_data": str(prompt.parent),
+        "token_dir": f"{out}-tokens",
+        "checkpoint_dir": f"{out}-checkpoints",
+        "seed": 0,
+    }
+    assert saved == {"folder": out}
+    assert str(out) in capsys.readouterr().out
+
+
+def test_backend_is_chosen_before_keras_is_imported(
+    pipeline, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    out = tmp_path / "out.wav"
+    assert run("sample", "-o", out, "--backend", "torch") == 0
+    assert cli.os.environ["KERAS_BACKEND"] == "torch"
+
+
+# === What goes wrong ===
+
+
+@pytest.mark.parametrize(
+    "argv, expected",
+    [
+        (["contineu"], "'contineu'"),
+        ([], "COMMAND"),
+        (["sample"], "-o"),
+        (["sample", "-o", "x.mp3"], ".wav or .flac. Received: x.mp3"),
+        (["sample", "-o", "x.wav", "--duration", "0"], "above 0"),
+        (["sample", "-o", "x.wav", "--duration", "nan"], "above 0"),
+        (["sample", "-o", "x.wav", "--duration", "long"], "'long'"),
+        (["sample", "-o", "x.wav", "--num", "0"], "1 or more"),
+        (
+            ["sample", "-o", "x.wav", "--temperature", "smantic=1"],
+            "Did you mean 'semantic'?",
+        ),
+        (["sample", "-o", "x.wav", "--top-k", "fine=1,2"], "stage=number"),
+        (["train", "x", "--out", "y", "--parts", "codecs"], "'codec'"),
+        (["tokenize", "x.wav", "-o", "x.npy"], ".npz"),
+        (["sample", "-o", "x.wav", "--sed", "1"], "--sed"),
+    ],
+)
+def test_wrong_usage_exits_with_2_and_one_line(argv, expected, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(argv)
+    assert stopped.value.code == 2
+    line = error_line(capsys)
+    assert expected in line
+    assert "--help" in line
+
+
+def test_misspelt_preset_is_suggested(pipeline, tmp_path, capsys):
+    out = tmp_path / "out.wav"
+    assert run("sample", "-o", out, "--preset", "voice_small") == 1
+    line = error_line(capsys)
+    assert "'voice_small'" in line and "'voices_small'" in line
+    assert pipeline.calls == []
+
+
+@pytest.mark.parametrize("preset", ["kaggle://a/b/keras/c", "hf://a/b", "."])
+def test_addresses_and_folders_are_left_to_the_pipeline(
+    preset, pipeline, tmp_path
+):
+    out = tmp_path / "out.wav"
+    assert run("sample", "-o", out, "--preset", preset) == 0
+    assert pipeline.calls[0] == ("from_preset", preset, True)
+
+
+@pytest.mark.parametrize("command", ["continue", "resynthesize", "tokenize"])
+def test_missing_recording_costs_no_loading(
+    command, pipeline, tmp_path, capsys
+):
+    out = tmp_path / ("out.npz" if command == "tokenize" else "out.wav")
+    assert run(command, tmp_path / "none.wav", "-o", out) == 1
+    assert "none.wav does not exist" in error_line(capsys)
+    assert pipeline.calls == []
+
+
+def test_train_refuses_folders_it_cannot_use(
+    pipeline, prompt, tmp_path, capsys
+):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert run("train", empty, "--out", tmp_path / "new") == 1
+    assert "No audio files" in error_line(capsys)
+    assert run("train", prompt.parent, "--out", prompt.parent) == 1
+    assert "not a preset" in error_line(capsys)
+    assert run("train", prompt.parent, "--out", prompt) == 1
+    assert "is a file" in error_line(capsys)
+    assert pipeline.calls == []
+
+
+def test_errors_take_one_line(pipeline, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out.wav"
+    monkeypatch.setattr(pipeline, "error", ValueError("too\n  short"))
+    assert run("sample", "-o", out) == 1
+    assert error_line(capsys) == "keras-audiolm: error: too short"
+    monkeypatch.setattr(pipeline, "error", RuntimeError("no memory"))
+    assert run("sample", "-o", out) == 1
+    assert "unexpected RuntimeError: no memory" in error_line(capsys)
+    missing = ModuleNotFoundError("No module named 'jax'", name="jax")
+    monkeypatch.setattr(pipeline, "error", missing)
+    assert run("sample", "-o", out) == 1
+    assert "keras-audiolm[jax]" in error_line(capsys)
+    assert not out.exists()
+
+
+def test_debug_shows_the_traceback(pipeline, tmp_path, monkeypatch):
+    out = tmp_path / "out.wav"
+    monkeypatch.setattr(pipeline, "error", ValueError("too short"))
+    with pytest.raises(ValueError, match="too short"):
+        run("sample", "-o", out, "--debug")
+    monkeypatch.setenv("KERAS_AUDIOLM_DEBUG", "1")
+    with pytest.raises(ValueError, match="too short"):
+        run("sample", "-o", out)
+
+
+def test_ctrl_c_says_how_to_go_on(
+    pipeline, prompt, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(pipeline, "error", KeyboardInterrupt())
+    out = tmp_path / "mine"
+    assert run("train", prompt.parent, "--out", out) == 130
+    assert f"goes on from {out}-checkpoints" in capsys.readouterr().err
+    assert run("sample", "-o", pathlib.Path("out.wav")) == 130
+    assert capsys.readouterr().err.endswith("keras-audiolm: stopped\n")
