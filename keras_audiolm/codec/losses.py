@@ -7,8 +7,7 @@ so that the weights do not depend on the length of a crop.
 import keras
 from keras import ops
 
-from keras_audiolm.layers.mdct import MDCT
-from keras_audiolm.layers.mdct import compress
+from keras_audiolm.layers.mdct import MDCT, compress
 
 
 @keras.saving.register_keras_serializable(package="keras_audiolm")

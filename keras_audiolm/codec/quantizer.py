@@ -42,7 +42,8 @@ class ResidualVectorQuantizer(keras.layers.Layer):
     Returns:
         A named tuple: `embeddings` `(batch, frames, dim)` with straight-through
         gradient, `codes` `(batch, frames, num_quantizers)` int32, and the
-        scalar `commitment_loss`.
+        scalar `commitment_loss`: the mean over levels of the squared distance
+        to the chosen code, as a part of the embeddings' mean square.
 
     Reference:
      - [SoundStream, section III-C](https://arxiv.org/abs/2107.03312)
@@ -116,6 +117,9 @@ class ResidualVectorQuantizer(keras.layers.Layer):
         levels = self._draw_levels(ops.shape(x)[0], training)
         residual, quantized = x, ops.zeros_like(x)
         codes, losses = [], []
+        # Relative to the embeddings' own size: as an absolute distance it
+        # would be outgrown by an encoder that amplifies its output.
+        energy = ops.mean(ops.square(ops.stop_gradient(x))) + 1e-8
         for level in range(self.num_quantizers):
             used = ops.cast(levels > level, "float32")[:, None]  # (batch, 1)
             codebook = self.codebook(level)
@@ -125,7 +129,7 @@ class ResidualVectorQuantizer(keras.layers.Layer):
             # commitment reaches the encoder.
             choice = ops.stop_gradient(choice)
             error = ops.mean(ops.square(residual - choice), axis=-1)
-            losses.append(ops.sum(error * used) / mass(used, error))
+            losses.append(ops.sum(error * used) / mass(used, error) / energy)
             if training:
                 self._learn(level, residual, code, used)
             quantized = quantized + choice * used[..., None]

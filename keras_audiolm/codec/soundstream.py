@@ -7,12 +7,9 @@ import numpy as np
 from keras import ops
 
 from keras_audiolm.codec.quantizer import ResidualVectorQuantizer
-from keras_audiolm.layers.causal_conv import CausalConv1D
-from keras_audiolm.layers.causal_conv import CausalConv1DTranspose
+from keras_audiolm.layers.causal_conv import CausalConv1D, CausalConv1DTranspose
 from keras_audiolm.layers.compiled import CompiledFunction
-from keras_audiolm.layers.mdct import MDCT
-from keras_audiolm.layers.mdct import compress
-from keras_audiolm.layers.mdct import expand
+from keras_audiolm.layers.mdct import MDCT, compress, expand
 
 
 @keras.saving.register_keras_serializable(package="keras_audiolm")
