@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_audiolm.codec.quantizer import ResidualVectorQuantizer
 from keras_audiolm.layers.causal_conv import CausalConv1D, CausalConv1DTranspose
-from keras_audiolm.layers.compiled import CompiledFunction
+from keras_audiolm.layers.compiled import CompiledFunction, padded_frames
 from keras_audiolm.layers.mdct import MDCT, compress, expand
 
 
@@ -273,21 +273,32 @@ class SoundStream(keras.Model):
             audio: `(batch, samples)` float32 in [-1, 1] at `sample_rate`.
 
         Returns:
-            `(batch, ceil(samples / hop_length), num_quantizers)` int32.
+            NumPy int32 `(batch, ceil(samples / hop_length), num_quantizers)`.
 
         Raises:
-            ValueError: on another rank than 2 or on no samples.
+            ValueError: on another rank than 2, no samples, or samples that
+                are not finite.
         """
         self.build()
-        if len(audio.shape) != 2 or not audio.shape[1]:
+        audio = np.asarray(ops.convert_to_numpy(audio), "float32")
+        if audio.ndim != 2 or 0 in audio.shape:
             raise ValueError(
-                "Audio to encode must be (batch, samples) with at least one "
-                f"sample. Received: shape {tuple(audio.shape)}"
+                "Audio to encode must be (batch, samples), neither of them "
+                f"zero. Received: shape {audio.shape}"
             )
-        return self._encode(audio)
+        if not np.isfinite(audio).all():
+            raise ValueError(
+                "Audio to encode holds "
+                f"{int((~np.isfinite(audio)).sum())} samples that are not "
+                "finite. Repair or drop the recording."
+            )
+        frames = self.num_frames(audio.shape[1])
+        samples = padded_frames(frames) * self.hop_length
+        # What is padded on comes later and so changes nothing before.
+        audio = np.pad(audio, [(0, 0), (0, samples - audio.shape[1])])
+        return ops.convert_to_numpy(self._encode(audio))[:, :frames]
 
     def _encode_padded(self, audio):
-        audio = self._pad_to_hops(ops.cast(audio, "float32"))
         return self.quantizer.encode(self.embed(audio))
 
     def decode(self, codes, num_samples=None):
@@ -300,31 +311,49 @@ class SoundStream(keras.Model):
                 where the original did not end with a hop.
 
         Returns:
-            `(batch, frames * hop_length)` float32, or `num_samples` of them.
+            NumPy float32 `(batch, frames * hop_length)`, or `num_samples` of
+            them.
 
         Raises:
             ValueError: on another rank than 3, more levels than there are,
                 or codes outside of `[0, codebook_size)`.
         """
         self.build()
-        codes = keras.ops.convert_to_numpy(codes)
+        codes = np.asarray(ops.convert_to_numpy(codes))
+        self._check_codes(codes)
+        frames = codes.shape[1]
+        padding = padded_frames(frames) - frames
+        codes = np.pad(
+            codes.astype("int32"),
+            [(0, 0), (0, padding), (0, 0)],
+            constant_values=-1,
+        )
+        audio = ops.convert_to_numpy(self._decode(codes))
+        return audio[:, : frames * self.hop_length][:, :num_samples]
+
+    def _check_codes(self, codes):
         if codes.ndim != 3 or not 1 <= codes.shape[2] <= self.num_quantizers:
             raise ValueError(
                 "Codes to decode must be (batch, frames, levels) with 1 to "
                 f"{self.num_quantizers} levels. Received: shape {codes.shape}"
             )
-        if codes.size and not 0 <= codes.min() <= codes.max() < (
-            self.codebook_size
+        if not np.issubdtype(codes.dtype, np.integer):
+            raise ValueError(
+                f"Codes to decode must be integers. Received: {codes.dtype}"
+            )
+        if codes.size and not (
+            0 <= codes.min() and codes.max() < self.codebook_size
         ):
             raise ValueError(
                 f"Codes must be from 0 to {self.codebook_size - 1}. Received: "
                 f"{codes.min()} to {codes.max()}"
             )
-        audio = self._decode(codes.astype("int32"))
-        return audio[:, :num_samples]
 
     def _decode_codes(self, codes):
-        return self.render(self.quantizer.decode(codes))
+        # A frame of -1 is empty, like what follows the end of a recording.
+        there = ops.cast(codes[..., :1] >= 0, "float32")
+        embeddings = self.quantizer.decode(ops.maximum(codes, 0))
+        return self.render(embeddings * there)
 
     # === Start ===
 

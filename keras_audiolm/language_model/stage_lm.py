@@ -148,8 +148,8 @@ class StageLM(keras.Model):
             top_k: int, optional. Only the `k` likeliest codes are drawn.
             top_p: float in (0, 1], optional. Only the likeliest codes whose
                 probabilities add up to `p` are drawn.
-            seed: int, optional. The same seed gives the same codes. Row `i`
-                of a batch depends on the seed and `i` alone.
+            seed: int or tuple of int, optional. The same seed gives the same
+                codes. Row `i` of a batch depends on the seed and `i` alone.
 
         Returns:
             NumPy int32 `(batch, num_frames, levels)`, the prompt first.
@@ -312,9 +312,10 @@ def gumbel_noise(batch, steps, size, seed, skip=0):
     """
     if seed is None:
         seed = np.random.SeedSequence().entropy
+    seed = seed if isinstance(seed, tuple) else (seed,)
     noise = np.zeros((batch, steps, size), "float32")
     for row in range(batch):
-        generator = np.random.Generator(np.random.SFC64([seed, row]))
+        generator = np.random.Generator(np.random.SFC64([*seed, row]))
         noise[row, skip:] = -np.log(
             generator.standard_exponential(
                 (steps - skip, size), dtype="float32"

@@ -3,6 +3,15 @@
 import keras
 
 
+def padded_frames(frames):
+    """The next of few lengths, each of which compiles once.
+
+    At most a quarter is padding; four lengths compile per octave.
+    """
+    step = max(2 ** (frames.bit_length() - 3), 8)
+    return -(-frames // step) * step
+
+
 class CompiledFunction:
     """Runs `function(*args)`, which reads `model`'s variables, compiled.
 

@@ -1,0 +1,553 @@
+"""AudioLMPipeline: five models behind one object."""
+
+import functools
+import math
+from collections import namedtuple
+
+import keras
+import numpy as np
+
+from keras_audiolm import presets, training
+from keras_audiolm.data.audio import check_audio, load_audio
+from keras_audiolm.generation import TEMPERATURES, Cascade, per_stage
+
+Tokens = namedtuple("Tokens", ["semantic", "acoustic"])
+
+# Seconds that are tokenized at once, and the past that the codec hears again
+# at the start of each: more than its convolutions reach back.
+TOKENIZE_DURATION = 30.0
+CODEC_CONTEXT = 3.0
+# A prompt's tokens, all of which the stages read, must fit into memory.
+MAX_PROMPT_DURATION = 600.0
+
+
+class AudioLMPipeline:
+    """AudioLM: a codec, a semantic tokenizer and three language models.
+
+    It learns from recordings alone and continues what it hears in the same
+    voice and room. Parts are built when they are first used.
+
+    Args:
+        parts: dictionary of models by name: `"codec"`,
+            `"semantic_tokenizer"`, `"semantic_lm"`, `"coarse_lm"` and, where
+            the codec has levels that the coarse stage leaves out,
+            `"fine_lm"`.
+        trained: names of the parts that are trained.
+
+    Example:
+
+    ```python
+    pipeline = keras_audiolm.AudioLMPipeline.from_preset("voices_small")
+    audio = pipeline.generate("prompt.wav", duration=7, seed=0)
+    keras_audiolm.save_audio("out.wav", audio, pipeline.sample_rate)
+
+    pipeline.compile(coarse_lm=keras.optimizers.AdamW(1e-3))
+    pipeline.fit("my_recordings/", epochs=10)
+    pipeline.save_to_preset("my_preset")
+    ```
+
+    Reference:
+     - [AudioLM, Borsos et al., 2022](https://arxiv.org/abs/2209.03143)
+    """
+
+    def __init__(self, parts, trained=()):
+        presets.check_parts(parts, trained)
+        self._parts = dict(parts)
+        self._configs = {}
+        self._builders = {}
+        self._trained = set(trained)
+        self._compiled = {}
+        self._card = None
+
+    # === Presets ===
+
+    @classmethod
+    def from_preset(cls, preset, load_weights=True):
+        """A pipeline of a preset; returns before anything large is built.
+
+        Args:
+            preset: the name of a bundled preset, a folder,
+                `kaggle://owner/model/framework/variation` or
+                `hf://owner/name`.
+            load_weights: bool. Whether trained parts get their weights;
+                otherwise the pipeline has the preset's sizes and is
+                untrained.
+
+        Raises:
+            ValueError: if there is no such preset or its files do not fit.
+        """
+        folder = presets.find_preset(preset)
+        metadata = presets.read_metadata(folder)
+        names = metadata["parts"]
+        trained = metadata["trained"] if load_weights else []
+        pipeline = cls(dict.fromkeys(names), trained)
+        for name in names:
+            pipeline._configs[name] = presets.read_config(folder, name)
+            if name in trained:
+                presets.check_weights(folder, name)
+            pipeline._builders[name] = functools.partial(
+                presets.load_part, folder, name, load_weights=name in trained
+            )
+        card = folder / "README.md"
+        if load_weights and card.is_file():
+            pipeline._card = card.read_text()
+        return pipeline
+
+    def save_to_preset(self, folder, dtype="float32"):
+        """Writes the pipeline as a preset, or nothing at all.
+
+        Args:
+            folder: path. A preset that stands there is replaced.
+            dtype: `"float32"` or `"float16"`: of the weights on disk.
+
+        Raises:
+            ValueError: if `folder` holds something else.
+        """
+        for name in self._trained:
+            self.part(name)
+        presets.save_preset(
+            folder,
+            {name: self._parts[name] for name in self.part_names},
+            self._trained,
+            self._configs,
+            card=self._card,
+            dtype=dtype,
+        )
+
+    # === Parts ===
+
+    @property
+    def part_names(self):
+        return [name for name in presets.PARTS if name in self._parts]
+
+    @property
+    def trained_parts(self):
+        """Names of the parts that are trained, in order."""
+        return [name for name in self.part_names if name in self._trained]
+
+    def part(self, name):
+        """The model of a part, built when it is first asked for."""
+        if name not in self._parts:
+            raise ValueError(
+                f"This pipeline has no {name!r}. It has "
+                f"{', '.join(self.part_names)}."
+            )
+        if self._parts[name] is None:
+            self._parts[name] = self._builders[name]()
+        return self._parts[name]
+
+    @property
+    def codec(self):
+        return self.part("codec")
+
+    @property
+    def semantic_tokenizer(self):
+        return self.part("semantic_tokenizer")
+
+    @property
+    def semantic_lm(self):
+        return self.part("semantic_lm")
+
+    @property
+    def coarse_lm(self):
+        return self.part("coarse_lm")
+
+    @property
+    def fine_lm(self):
+        return self.part("fine_lm")
+
+    @property
+    def has_fine_stage(self):
+        return "fine_lm" in self._parts
+
+    @property
+    def sample_rate(self):
+        """Hertz, of all audio in and out."""
+        if self._parts["codec"] is None:
+            return self._configs["codec"]["config"]["sample_rate"]
+        return self.codec.sample_rate
+
+    @functools.cached_property
+    def unit_samples(self):
+        """Samples of the shortest stretch of whole frames of both kinds."""
+        return math.lcm(
+            self.codec.hop_length, self.semantic_tokenizer.hop_length
+        )
+
+    @property
+    def unit(self):
+        """The semantic and the acoustic frames of `unit_samples`."""
+        return (
+            self.unit_samples // self.semantic_tokenizer.hop_length,
+            self.unit_samples // self.codec.hop_length,
+        )
+
+    def _require(self, names, purpose):
+        missing = [n for n in names if n not in self._trained]
+        if missing:
+            raise ValueError(
+                f"{purpose} needs trained parts, and {', '.join(missing)} "
+                f"{'is' if len(missing) == 1 else 'are'} untrained. Train: "
+                f"pipeline.fit('my_recordings/', parts={missing})"
+            )
+
+    # === Training ===
+
+    def compile(self, **parts):
+        """Sets how parts are trained; parts not named keep their defaults.
+
+        Args:
+            **parts: by part name, an optimizer; for `codec`, also a compiled
+                `SoundStreamTrainer` around this pipeline's codec, to choose
+                its discriminators and losses.
+
+        Raises:
+            ValueError: on a part that does not exist.
+        """
+        for name, value in parts.items():
+            if name not in self._parts:
+                raise ValueError(
+                    f"There is no part {name!r} to compile. Parts: "
+                    f"{', '.join(self.part_names)}"
+                )
+            if value is not None:
+                self._compiled[name] = value
+
+    def fit(
+        self,
+        data,
+        parts=None,
+        epochs=1,
+        steps_per_epoch=None,
+        batch_size=None,
+        validation_data=None,
+        token_dir=None,
+        checkpoint_dir=None,
+        speed_range=None,
+        callbacks=None,
+        verbose=1,
+        seed=0,
+    ):
+        """Trains the parts in order: codec, semantic tokenizer, the LMs.
+
+        Files of one folder are taken to be one voice. Tokens are computed
+        once and kept in `token_dir`. With a `checkpoint_dir`, a run that was
+        stopped goes on from its last epoch when it is called again.
+
+        Args:
+            data: folder of recordings, or a list of files.
+            parts: names of the parts to train. Defaults to the untrained
+                ones or, where all are trained, to the language models: new
+                tokenizers would make the old tokens mean nothing.
+            epochs, steps_per_epoch, batch_size: int, or a dictionary by part.
+                By default an epoch is as much audio as there is.
+            validation_data: folder or list of files, optional.
+            token_dir: folder for tokens. Defaults to a temporary one.
+            checkpoint_dir: folder for checkpoints. Defaults to none.
+            speed_range: pair of floats, optional, like (0.8, 1.25): speed and
+                pitch of the audio that codec and encoder hear are changed at
+                random.
+            callbacks: list of Keras callbacks, for every part.
+            verbose: as in `keras.Model.fit`.
+            seed: int. Of crops and order.
+
+        Returns:
+            Dictionary by part of `keras.callbacks.History.history`.
+
+        Raises:
+            ValueError: if there is no audio or a part does not exist.
+        """
+        plan = training.Plan(
+            files=data,
+            validation_files=validation_data,
+            epochs=epochs,
+            steps_per_epoch=steps_per_epoch,
+            batch_size=batch_size,
+            token_dir=token_dir,
+            checkpoint_dir=checkpoint_dir,
+            speed_range=speed_range,
+            callbacks=callbacks,
+            verbose=verbose,
+            seed=seed,
+        )
+        if parts is None:
+            parts = [n for n in self.part_names if n not in self._trained]
+            parts = parts or self.part_names[2:]
+        for name in parts:
+            if name not in self._parts:
+                raise ValueError(
+                    f"There is no part {name!r} to train. Parts: "
+                    f"{', '.join(self.part_names)}"
+                )
+        return training.fit_parts(self, parts, plan)
+
+    def optimizer(self, name):
+        """What `compile` was given for a part, if anything."""
+        return self._compiled.get(name)
+
+    def mark_trained(self, name):
+        """Counts a part as trained from now on.
+
+        A tokenizer that was trained anew gives other tokens: the language
+        models that learned the old ones no longer count as trained.
+        """
+        self._trained.add(name)
+        self._trained -= set(presets.DEPENDENTS.get(name, ()))
+
+    # === Tokens ===
+
+    def tokenize(self, audio):
+        """Audio to tokens.
+
+        Args:
+            audio: path, `(samples,)` or `(batch, samples)` at `sample_rate`.
+
+        Returns:
+            A named tuple: `semantic` `(batch, frames)` int32 and `acoustic`
+            `(batch, frames, levels)` int32, without the batch axis where
+            `audio` had none.
+
+        Raises:
+            ValueError: on unusable audio or untrained tokenizers.
+        """
+        self._require(["codec", "semantic_tokenizer"], "Tokenizing")
+        audio, batched = self._read(audio)
+        tokens = self._tokenize(audio)
+        return tokens if batched else Tokens(*(t[0] for t in tokens))
+
+    def _read(self, audio, name="audio"):
+        """Checked `(batch, samples)` audio, and whether it had a batch."""
+        if isinstance(audio, (str, bytes)) or hasattr(audio, "__fspath__"):
+            audio = load_audio(audio, self.sample_rate)
+        audio = np.asarray(keras.ops.convert_to_numpy(audio))
+        checked = check_audio(
+            audio,
+            min_samples=self.unit_samples,
+            name=name,
+            sample_rate=self.sample_rate,
+        )
+        return checked, audio.ndim == 2
+
+    def _tokenize(self, audio):
+        lengths = [audio.shape[1]] * len(audio)
+        semantic, acoustic = self._tokenize_padded(audio, lengths)
+        return Tokens(semantic, acoustic)
+
+    def _tokenize_padded(self, audio, lengths):
+        semantic = self.semantic_tokenizer.encode(audio, lengths=lengths)
+        window = int(TOKENIZE_DURATION * self.sample_rate)
+        window -= window % self.unit_samples
+        context = int(CODEC_CONTEXT * self.sample_rate)
+        context -= context % self.unit_samples
+        acoustic = []
+        for start in range(0, audio.shape[1], window):
+            first = max(0, start - context)
+            codes = self.codec.encode(audio[:, first : start + window])
+            acoustic.append(
+                codes[:, (start - first) // self.codec.hop_length :]
+            )
+        return semantic, np.concatenate(acoustic, axis=1)
+
+    def tokenize_many(self, clips, batch_size=16):
+        """Tokens of clips of different lengths, near lengths batched.
+
+        Args:
+            clips: list of `(samples,)` float32 arrays.
+            batch_size: int.
+
+        Returns:
+            List of `(semantic, acoustic)` arrays, in the order of `clips`.
+        """
+        results = [None] * len(clips)
+        order = sorted(range(len(clips)), key=lambda i: len(clips[i]))
+        for begin in range(0, len(order), batch_size):
+            indices = order[begin : begin + batch_size]
+            lengths = [len(clips[i]) for i in indices]
+            # Rows of silence keep the shape, and so the compiled program.
+            audio = np.zeros((batch_size, max(lengths)), "float32")
+            for row, i in enumerate(indices):
+                audio[row, : len(clips[i])] = clips[i]
+            lengths += [max(lengths)] * (batch_size - len(indices))
+            semantic, acoustic = self._tokenize_padded(audio, lengths)
+            for row, i in enumerate(indices):
+                s = -(-lengths[row] // self.semantic_tokenizer.hop_length)
+                a = -(-lengths[row] // self.codec.hop_length)
+                results[i] = (semantic[row, :s], acoustic[row, :a])
+        return results
+
+    # === Generation ===
+
+    def generate(
+        self,
+        prompt=None,
+        duration=7.0,
+        batch_size=None,
+        temperature=None,
+        top_k=None,
+        top_p=None,
+        seed=None,
+        return_tokens=False,
+        verbose=False,
+    ):
+        """Continues a recording, or makes sound from nothing.
+
+        Args:
+            prompt: path, `(samples,)` or `(batch, samples)` in [-1, 1] at
+                `sample_rate`; `None` to start from nothing.
+            duration: float. Seconds of new audio.
+            batch_size: int, optional. How many continuations to sample of an
+                unbatched prompt (or of nothing).
+            temperature, top_k, top_p: one number for all stages, or a
+                dictionary by stage (`"semantic"`, `"coarse"`, `"fine"`).
+                Temperatures default to the paper's 0.6, 0.8 and 0.6.
+            seed: int, optional. The same seed gives the same audio.
+            return_tokens: bool. Whether to return the tokens as well.
+            verbose: bool. Whether to show which stage is at work.
+
+        Returns:
+            Float32 audio: the prompt, followed by exactly `duration` new
+            seconds. `(samples,)`, or `(batch, samples)` where the prompt had
+            a batch axis or `batch_size` is given. With `return_tokens`, a
+            pair of it and `Tokens`.
+
+        Raises:
+            ValueError: on unusable audio, a duration of zero or less, or
+                untrained parts.
+        """
+        if not 0 < duration < math.inf:
+            raise ValueError(
+                "`duration` must be a number of seconds above zero. Received: "
+                f"duration={duration}"
+            )
+        self._require(self.part_names, "Generating")
+        prompt, batched = self._prompt(prompt, batch_size)
+        new = round(duration * self.sample_rate)
+        cascade = self._cascade(temperature, top_k, top_p, seed, verbose)
+        tokens = self._continue(cascade, prompt, prompt.shape[1] + new)
+        decoded = self.codec.decode(tokens.acoustic)
+        start = prompt.shape[1]
+        audio = np.concatenate(
+            [prompt, decoded[:, start : start + new]], axis=1
+        )
+        if not batched:
+            audio, tokens = audio[0], Tokens(*(t[0] for t in tokens))
+        return (audio, tokens) if return_tokens else audio
+
+    def _prompt(self, prompt, batch_size):
+        """`(batch, samples)`, maybe without samples, and whether batched."""
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(
+                f"`batch_size` must be 1 or more. Received: {batch_size}"
+            )
+        if prompt is None:
+            return np.zeros((batch_size or 1, 0), "float32"), bool(batch_size)
+        prompt, batched = self._read(prompt, "prompt")
+        seconds = prompt.shape[1] / self.sample_rate
+        if seconds > MAX_PROMPT_DURATION:
+            raise ValueError(
+                f"The prompt lasts {seconds:.0f} seconds; at most "
+                f"{MAX_PROMPT_DURATION:.0f} are read. Give its last seconds, "
+                "like prompt[-10 * pipeline.sample_rate :]"
+            )
+        if batch_size is None:
+            return prompt, batched
+        if batched and len(prompt) != batch_size:
+            raise ValueError(
+                f"`batch_size` is {batch_size}, and the prompt has "
+                f"{len(prompt)} rows. Give one of them."
+            )
+        rows = batch_size // len(prompt)
+        return np.repeat(prompt, rows, axis=0), True
+
+    def _continue(self, cascade, prompt, total_samples):
+        """Tokens of the prompt and of what follows, up to `total_samples`."""
+        units = -(-total_samples // self.unit_samples)
+        # The prompt is cut in the waveform, so that its tokens know nothing
+        # of what follows, and to whole frames, so that none is half empty.
+        known = prompt.shape[1] // self.unit_samples
+        s, a = self.unit
+        levels = self.codec.num_quantizers
+        semantic = np.zeros((len(prompt), 0), "int32")
+        acoustic = np.zeros((len(prompt), 0, levels), "int32")
+        if known:
+            whole = prompt[:, : known * self.unit_samples]
+            semantic, acoustic = self._tokenize(whole)
+            semantic, acoustic = (
+                semantic[:, : known * s],
+                acoustic[:, : known * a],
+            )
+        semantic = cascade.semantic(semantic, units)
+        return self._acoustic(cascade, semantic, acoustic, units)
+
+    def _acoustic(self, cascade, semantic, prompt, units):
+        """Samples what `prompt` lacks of the acoustic tokens."""
+        levels = self.coarse_lm.layout.predicted.levels
+        coarse = cascade.coarse(semantic, prompt[..., :levels], units)
+        if not self.has_fine_stage:
+            return Tokens(semantic, coarse)
+        # The prompt keeps its own fine tokens.
+        known = prompt.shape[1]
+        fine = cascade.fine(coarse[:, known:])
+        fine = np.concatenate([prompt[..., levels:], fine], axis=1)
+        return Tokens(semantic, np.concatenate([coarse, fine], axis=-1))
+
+    def resynthesize(
+        self,
+        audio,
+        temperature=None,
+        top_k=None,
+        top_p=None,
+        seed=None,
+        verbose=False,
+    ):
+        """Keeps what is said and samples how it sounds.
+
+        The paper's acoustic generation: the semantic tokens of a recording
+        stay, the voice and the room are drawn anew.
+
+        Args:
+            audio: path, `(samples,)` or `(batch, samples)` at `sample_rate`.
+            temperature, top_k, top_p, seed, verbose: as in `generate`.
+
+        Returns:
+            Float32 audio of the same shape.
+        """
+        self._require(self.part_names, "Resynthesizing")
+        audio, batched = self._read(audio)
+        units = -(-audio.shape[1] // self.unit_samples)
+        padding = units * self.unit_samples - audio.shape[1]
+        padded = np.pad(audio, [(0, 0), (0, padding)])
+        semantic = self.semantic_tokenizer.encode(
+            padded, lengths=[audio.shape[1]] * len(audio)
+        )
+        cascade = self._cascade(temperature, top_k, top_p, seed, verbose)
+        nothing = np.zeros((len(audio), 0, self.codec.num_quantizers), "int32")
+        tokens = self._acoustic(cascade, semantic, nothing, units)
+        made = self.codec.decode(tokens.acoustic, audio.shape[1])
+        return made if batched else made[0]
+
+    def _cascade(self, temperature, top_k, top_p, seed, verbose):
+        none = dict.fromkeys(TEMPERATURES)
+        settings = {
+            "temperature": per_stage("temperature", temperature, TEMPERATURES),
+            "top_k": per_stage("top_k", top_k, none),
+            "top_p": per_stage("top_p", top_p, none),
+        }
+        sampling = {
+            stage: {name: value[stage] for name, value in settings.items()}
+            for stage in TEMPERATURES
+        }
+        return Cascade(
+            self.semantic_lm,
+            self.coarse_lm,
+            self.fine_lm if self.has_fine_stage else None,
+            self.unit,
+            self.unit_samples / self.sample_rate,
+            sampling,
+            seed=seed,
+            progress=print_progress if verbose else None,
+        )
+
+
+def print_progress(message):
+    print(f"Sampling {message} ...", flush=True)

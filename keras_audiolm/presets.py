@@ -1,0 +1,401 @@
+"""A preset's name, folder or address -> its parts, and back.
+
+A preset is a folder of ordinary files:
+
+    metadata.json            which parts there are and which are trained
+    README.md                the model card
+    <part>/config.json       the part's class and constructor arguments
+    <part>/model.weights.h5  its weights, for the trained parts
+
+Nothing in it is executed: configurations are JSON whose class names are
+checked against this package's before anything is built.
+"""
+
+import datetime
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+
+from keras_audiolm._bundled import (
+    bundled_preset_names,
+    bundled_presets_dir,
+    suggest,
+)
+from keras_audiolm.version import __version__
+
+FORMAT = 1
+PARTS = (
+    "codec",
+    "semantic_tokenizer",
+    "semantic_lm",
+    "coarse_lm",
+    "fine_lm",
+)
+# The parts whose tokens a part makes.
+DEPENDENTS = {
+    "codec": ("coarse_lm", "fine_lm"),
+    "semantic_tokenizer": ("semantic_lm", "coarse_lm"),
+}
+# What each part may be. Nothing else is ever built from a preset.
+PART_CLASSES = {
+    "codec": "SoundStream",
+    "semantic_tokenizer": "SemanticTokenizer",
+    "semantic_lm": "StageLM",
+    "coarse_lm": "StageLM",
+    "fine_lm": "StageLM",
+}
+NESTED_CLASSES = {"W2vBert", "StageBackbone"}
+KERAS_CLASSES = {"DTypePolicy"}
+# Where each class is defined, to register it before it is asked for.
+MODULES = {
+    "SoundStream": "keras_audiolm.codec.soundstream",
+    "SemanticTokenizer": "keras_audiolm.semantic.tokenizer",
+    "StageLM": "keras_audiolm.language_model.stage_lm",
+}
+
+
+def find_preset(preset):
+    """A preset's local folder, downloaded where it is not local.
+
+    Args:
+        preset: the name of a bundled preset, a folder,
+            `kaggle://owner/model/framework/variation` or `hf://owner/name`.
+
+    Returns:
+        `pathlib.Path`.
+
+    Raises:
+        ValueError: if there is no such preset; it names what there is.
+    """
+    text = str(preset)
+    if text.startswith("kaggle://"):
+        return _from_kaggle(text.removeprefix("kaggle://"))
+    if text.startswith("hf://"):
+        return _from_hugging_face(text.removeprefix("hf://"))
+    if "://" in text:
+        raise ValueError(
+            f"Presets come from kaggle:// and hf:// addresses. Received: {text}"
+        )
+    folder = pathlib.Path(preset).expanduser()
+    if folder.is_dir() and (folder / "metadata.json").exists():
+        return folder
+    if text in bundled_preset_names():
+        return bundled_presets_dir() / text
+    if folder.is_dir():
+        raise ValueError(f"{folder} is not a preset: it has no metadata.json.")
+    raise ValueError(
+        f"There is no preset {text!r}: it is not the name of a bundled preset "
+        "nor a folder. An address starts with kaggle:// or hf://."
+        + suggest(text, bundled_preset_names())
+    )
+
+
+def _from_kaggle(handle):
+    try:
+        import kagglehub
+    except ImportError as error:
+        raise ValueError(
+            "kaggle:// presets need kagglehub: pip install 'keras-audiolm[hub]'"
+        ) from error
+    return pathlib.Path(kagglehub.model_download(handle))
+
+
+def _from_hugging_face(repository):
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ValueError(
+            "hf:// presets need huggingface_hub: pip install "
+            "'keras-audiolm[hub]'"
+        ) from error
+    return pathlib.Path(huggingface_hub.snapshot_download(repository))
+
+
+# === Reading ===
+
+
+def read_json(path):
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(
+            f"The preset is incomplete: {path} is missing."
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+
+
+def read_metadata(folder):
+    """`metadata.json`, checked.
+
+    Raises:
+        ValueError: on a missing or foreign file, or parts that do not exist.
+    """
+    path = folder / "metadata.json"
+    metadata = read_json(path)
+    if not isinstance(metadata, dict) or "parts" not in metadata:
+        raise ValueError(f"{path} does not describe a keras_audiolm preset.")
+    if metadata.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} has format {metadata.get('format')!r}; this version of "
+            f"keras_audiolm reads format {FORMAT}."
+        )
+    for name in (*metadata["parts"], *metadata.get("trained", [])):
+        if name not in PARTS:
+            raise ValueError(
+                f"{path} names a part {name!r}. Parts are {', '.join(PARTS)}."
+            )
+    return metadata
+
+
+def read_config(folder, part):
+    """A part's `config.json`, its class names checked.
+
+    Raises:
+        ValueError: on a file that is missing, leads out of the preset, or
+            names another class than the part's.
+    """
+    path = _inside(folder, folder / part / "config.json")
+    config = read_json(path)
+    expected = PART_CLASSES[part]
+    if _class_name(config) != f"keras_audiolm>{expected}":
+        raise ValueError(
+            f"{path} describes a {_class_name(config)!r}, which a {part} "
+            f"cannot be. Expected: 'keras_audiolm>{expected}'"
+        )
+    _check_classes(config["config"], path)
+    return config
+
+
+def _class_name(config):
+    if not isinstance(config, dict) or not isinstance(
+        config.get("config"), dict
+    ):
+        return None
+    return config.get("registered_name")
+
+
+def _check_classes(value, path):
+    """Refuses every class that is not on the list, however deep it stands."""
+    if isinstance(value, list):
+        for item in value:
+            _check_classes(item, path)
+    if not isinstance(value, dict):
+        return
+    if "class_name" in value or "registered_name" in value:
+        name = value.get("registered_name") or value.get("class_name")
+        ours = {f"keras_audiolm>{n}" for n in NESTED_CLASSES}
+        keras_own = (
+            value.get("module") == "keras"
+            and name in KERAS_CLASSES
+            and value.get("class_name") == name
+        )
+        if name not in ours and not keras_own:
+            raise ValueError(
+                f"{path} names the class {name!r}, which does not belong in a "
+                "preset. Nothing was loaded."
+            )
+    for item in value.values():
+        _check_classes(item, path)
+
+
+def _inside(folder, path):
+    """`path`, if it does not lead out of the preset.
+
+    A hub's cache keeps its files beside the snapshot's links to them.
+    """
+    root = folder.resolve()
+    if root.parent.name == "snapshots":
+        root = root.parent.parent
+    if not path.resolve().is_relative_to(root):
+        raise ValueError(
+            f"{path} leads out of the preset, to {path.resolve()}. Nothing "
+            "was loaded."
+        )
+    return path
+
+
+def load_part(folder, part, load_weights=True):
+    """Builds one part of a preset.
+
+    Args:
+        folder: `pathlib.Path` of the preset.
+        part: str.
+        load_weights: bool.
+
+    Raises:
+        ValueError: on files that are missing or do not fit each other.
+    """
+    import importlib
+
+    import keras
+
+    config = read_config(folder, part)
+    class_name = PART_CLASSES[part]
+    cls = getattr(importlib.import_module(MODULES[class_name]), class_name)
+    try:
+        with keras.utils.custom_object_scope({}):
+            model = cls.from_config(config["config"])
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{folder / part / 'config.json'} does not fit {class_name}: "
+            f"{error}"
+        ) from error
+    if not model.built:
+        model.build()
+    if load_weights:
+        _load_weights(model, _inside(folder, folder / part / WEIGHTS))
+    return model
+
+
+WEIGHTS = "model.weights.h5"
+
+
+def _load_weights(model, path):
+    if not path.is_file():
+        raise ValueError(f"The preset is incomplete: {path} is missing.")
+    try:
+        model.load_weights(path)
+    except (ValueError, OSError, KeyError) as error:
+        raise ValueError(
+            f"{path} does not hold the weights that its config.json "
+            f"describes: {error}"
+        ) from error
+
+
+# === Writing ===
+
+
+def save_part(model, folder, dtype="float32"):
+    """Writes a part's `config.json` and `model.weights.h5`."""
+    import keras
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config = keras.saving.serialize_keras_object(model)
+    for key in ("build_config", "compile_config"):
+        config.pop(key, None)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    model.save_weights(folder / WEIGHTS)
+    if dtype != "float32":
+        cast_weights(folder / WEIGHTS, dtype)
+
+
+def cast_weights(path, dtype):
+    """Rewrites the float32 arrays of a weights file in another float type."""
+    import h5py
+
+    temporary = path.with_suffix(".tmp")
+    with h5py.File(path) as source, h5py.File(temporary, "w") as target:
+
+        def copy(name, item):
+            if isinstance(item, h5py.Group):
+                group = target.require_group(name)
+                group.attrs.update(item.attrs)
+                return
+            is_float = item.dtype == "float32" and item.shape
+            data = item[()].astype(dtype) if is_float else item[()]
+            made = target.create_dataset(name, data=data)
+            made.attrs.update(item.attrs)
+
+        target.attrs.update(source.attrs)
+        source.visititems(copy)
+    os.replace(temporary, path)
+
+
+def save_preset(folder, parts, trained, configs, card=None, dtype="float32"):
+    """Writes a whole preset, or nothing.
+
+    It is written under a temporary name beside `folder` and renamed when it is
+    whole; a preset that stood there is replaced then.
+
+    Args:
+        folder: path.
+        parts: dictionary of part name -> model, or `None` where the part has
+            never been built.
+        trained: names of trained parts; the others get no weights.
+        configs: dictionary of part name -> configuration, for parts that have
+            never been built.
+        card: str. The text of README.md.
+        dtype: str. Of the weights on disk.
+    """
+    folder = pathlib.Path(folder).expanduser()
+    if folder.exists() and not (folder / "metadata.json").is_file():
+        if not folder.is_dir() or any(folder.iterdir()):
+            raise ValueError(
+                f"{folder} exists and is not a preset; it is left alone. Give "
+                "another folder."
+            )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = pathlib.Path(
+        tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent)
+    )
+    try:
+        for name, model in parts.items():
+            if model is None or name not in trained:
+                (temporary / name).mkdir()
+                text = json.dumps(configs[name], indent=2) + "\n"
+                (temporary / name / "config.json").write_text(text)
+            else:
+                save_part(model, temporary / name, dtype)
+        write_metadata(temporary, parts, trained)
+        if card:
+            (temporary / "README.md").write_text(card)
+        os.chmod(temporary, 0o755)
+        _replace_folder(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def write_metadata(folder, parts, trained):
+    import keras
+
+    metadata = {
+        "format": FORMAT,
+        "keras_audiolm_version": __version__,
+        "keras_version": keras.__version__,
+        "parts": list(parts),
+        "trained": [name for name in parts if name in trained],
+        "parameters": {
+            name: model.count_params()
+            for name, model in parts.items()
+            if model is not None and model.built
+        },
+        "date_saved": datetime.date.today().isoformat(),
+    }
+    text = json.dumps(metadata, indent=2) + "\n"
+    (folder / "metadata.json").write_text(text)
+
+
+def _replace_folder(new, folder):
+    """Renames `new` to `folder`, whose old content goes last of all."""
+    old = None
+    if folder.exists():
+        old = folder.with_name(f"{new.name}-old")
+        os.replace(folder, old)
+    os.replace(new, folder)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def check_parts(parts, trained):
+    """Raises `ValueError` unless these are the parts of a pipeline."""
+    for name in (*parts, *trained):
+        if name not in PARTS:
+            raise ValueError(
+                f"There is no part {name!r}. Parts are {', '.join(PARTS)}."
+            )
+    for name in (*PARTS[:-1], *trained):
+        if name not in parts:
+            raise ValueError(
+                f"The part {name!r} is missing. Received: {list(parts)}"
+            )
+
+
+def check_weights(folder, part):
+    """Raises `ValueError` unless a trained part's weights are there."""
+    path = _inside(folder, folder / part / WEIGHTS)
+    if not path.is_file():
+        raise ValueError(f"The preset is incomplete: {path} is missing.")

@@ -1,0 +1,381 @@
+"""Trains the parts of a pipeline in order, and resumes after a stop."""
+
+import json
+import math
+import os
+import pathlib
+import shutil
+import tempfile
+import zlib
+
+import keras
+import numpy as np
+
+from keras_audiolm.data.audio import find_audio_files
+from keras_audiolm.data.crops import AudioCrops
+from keras_audiolm.data.tokens import TokenCrops, tokenize_corpus
+
+LANGUAGE_MODELS = ("semantic_lm", "coarse_lm", "fine_lm")
+# Seconds of the crops of the parts that hear audio. The language models know
+# their own.
+CROP_DURATION = {"codec": 1.0, "semantic_tokenizer": 6.0}
+BATCH_SIZE = {
+    "codec": 12,
+    "semantic_tokenizer": 16,
+    "semantic_lm": 8,
+    "coarse_lm": 4,
+    "fine_lm": 4,
+}
+# Batches of crops that k-means sees in a pass.
+KMEANS_BATCHES = 64
+
+
+class Plan:
+    """What to train on, for how long, and where to keep what is made.
+
+    Args: those of `AudioLMPipeline.fit`.
+    """
+
+    def __init__(
+        self,
+        files,
+        validation_files,
+        epochs,
+        steps_per_epoch,
+        batch_size,
+        token_dir,
+        checkpoint_dir,
+        speed_range,
+        callbacks,
+        verbose,
+        seed,
+    ):
+        self.files = list_files(files)
+        self.validation_files = (
+            None if validation_files is None else list_files(validation_files)
+        )
+        check_counts(
+            epochs=epochs,
+            steps_per_epoch=steps_per_epoch,
+            batch_size=batch_size,
+        )
+        self.epochs = epochs
+        self.steps_per_epoch = steps_per_epoch
+        self.batch_size = batch_size
+        self.token_dir = token_dir
+        self.checkpoint_dir = checkpoint_dir and pathlib.Path(checkpoint_dir)
+        self.speed_range = speed_range
+        self.callbacks = list(callbacks or [])
+        self.verbose = verbose
+        self.seed = seed
+
+    def of(self, name, part, default=None):
+        """A setting for a part: a number for all, or a dictionary by part."""
+        value = getattr(self, name)
+        if isinstance(value, dict):
+            value = value.get(part)
+        return default if value is None else value
+
+
+def list_files(data):
+    """The audio files of a folder, or a list of files as it is."""
+    if isinstance(data, (str, pathlib.Path)):
+        return find_audio_files(data)
+    files = [pathlib.Path(path) for path in data]
+    if not files:
+        raise ValueError("There are no files to train on: the list is empty.")
+    return files
+
+
+def check_counts(**settings):
+    for name, value in settings.items():
+        values = value.values() if isinstance(value, dict) else [value]
+        if any(v is not None and v < 1 for v in values):
+            raise ValueError(f"`{name}` must be 1 or more. Received: {value}")
+
+
+def fit_parts(pipeline, parts, plan):
+    """Trains `parts` in the order in which they need each other.
+
+    Returns:
+        Dictionary by part of Keras's history.
+    """
+    history = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        token_dir = pathlib.Path(plan.token_dir or scratch)
+        corpora = {}
+        for part in [p for p in pipeline.part_names if p in parts]:
+            if plan.verbose:
+                print(f"Training {part} ...", flush=True)
+            if part in LANGUAGE_MODELS and not corpora:
+                corpora = tokenize_all(pipeline, plan, token_dir)
+            done = Finished(plan, part, pipeline)
+            if done.load():
+                history[part] = {}
+            else:
+                history[part] = _fit_part(pipeline, part, plan, corpora)
+                done.save()
+            pipeline.mark_trained(part)
+    return history
+
+
+def _fit_part(pipeline, part, plan, corpora):
+    if part == "codec":
+        return fit_codec(pipeline, plan)
+    if part == "semantic_tokenizer":
+        return fit_semantic_tokenizer(pipeline, plan)
+    return fit_language_model(pipeline, part, plan, corpora)
+
+
+class Finished:
+    """A part whose training was finished by an earlier, stopped call."""
+
+    def __init__(self, plan, part, pipeline):
+        self.model = pipeline.part(part)
+        self.folder = plan.checkpoint_dir and plan.checkpoint_dir / part
+        self.settings = {
+            "epochs": plan.of("epochs", part),
+            "steps_per_epoch": plan.of("steps_per_epoch", part),
+            "batch_size": plan.of("batch_size", part),
+            "seed": plan.seed,
+            "files": len(plan.files),
+        }
+
+    def load(self):
+        """Loads the part's weights, if they were trained as asked for now."""
+        if not self.folder or not (self.folder / "done.json").is_file():
+            return False
+        if json.loads((self.folder / "done.json").read_text()) != self.settings:
+            return False
+        self.model.load_weights(self.folder / "model.weights.h5")
+        return True
+
+    def save(self):
+        if not self.folder:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.model.save_weights(self.folder / "model.weights.h5")
+        temporary = self.folder / "done.tmp"
+        temporary.write_text(json.dumps(self.settings))
+        os.replace(temporary, self.folder / "done.json")
+
+
+# === Parts that hear audio ===
+
+
+def fit_codec(pipeline, plan):
+    trainer = codec_trainer(pipeline, plan)
+    trainer.build()
+    return run_fit(
+        trainer, "codec", plan, *audio_crops(pipeline, "codec", plan)
+    )
+
+
+def codec_trainer(pipeline, plan):
+    """The trainer that `compile` was given, or one that suits the codec."""
+    from keras_audiolm.codec.losses import CompressedSpectralLoss
+    from keras_audiolm.codec.training import SoundStreamTrainer
+
+    codec = pipeline.codec
+    given = pipeline.optimizer("codec")
+    if isinstance(given, SoundStreamTrainer):
+        if given.codec is not codec:
+            raise ValueError(
+                "The trainer given to compile(codec=...) trains another "
+                "codec. Make it from this pipeline's: "
+                "SoundStreamTrainer(pipeline.codec)"
+            )
+        return given
+    if codec.transform:
+        trainer = SoundStreamTrainer(
+            codec,
+            discriminators=None,
+            reconstruction_loss=CompressedSpectralLoss(),
+            commitment_weight=10.0,
+        )
+        optimizer = keras.optimizers.AdamW(4e-4, beta_2=0.98, clipnorm=1.0)
+    else:
+        trainer = SoundStreamTrainer(codec)
+        optimizer = trainer.make_optimizer()
+    trainer.compile(given or optimizer)
+    return trainer
+
+
+def fit_semantic_tokenizer(pipeline, plan):
+    """The encoder, then k-means on what it says."""
+    tokenizer = pipeline.semantic_tokenizer
+    encoder = tokenizer.encoder
+    encoder.compile(
+        pipeline.optimizer("semantic_tokenizer")
+        or keras.optimizers.AdamW(1e-3, beta_2=0.98, clipnorm=1.0)
+    )
+    crops, validation = audio_crops(pipeline, "semantic_tokenizer", plan)
+    history = run_fit(encoder, "semantic_tokenizer", plan, crops, validation)
+    clean = audio_crops(
+        pipeline, "semantic_tokenizer", plan, for_clusters=True
+    )[0]
+    tokenizer.fit_kmeans(
+        lambda: (clean[i] for i in range(clean.steps_per_epoch))
+    )
+    return history
+
+
+def audio_crops(pipeline, part, plan, for_clusters=False):
+    """Crops to train a part on, and to validate it on or `None`."""
+    duration = CROP_DURATION[part]
+    batch_size = plan.of("batch_size", part, BATCH_SIZE[part])
+
+    def crops(files, steps, **kwargs):
+        made = AudioCrops(
+            files,
+            sample_rate=pipeline.sample_rate,
+            duration=duration,
+            batch_size=batch_size,
+            steps_per_epoch=steps or 1,
+            seed=plan.seed,
+            **kwargs,
+        )
+        made.steps_per_epoch = steps or max(
+            round(made.total_duration / duration / batch_size), 1
+        )
+        return made
+
+    if for_clusters:
+        return crops(plan.files, KMEANS_BATCHES), None
+    training = crops(
+        plan.files,
+        plan.of("steps_per_epoch", part),
+        speed_range=plan.speed_range,
+    )
+    if plan.validation_files is None:
+        return training, None
+    return training, crops(plan.validation_files, None, same_every_epoch=True)
+
+
+# === Language models ===
+
+
+def tokenize_all(pipeline, plan, token_dir):
+    """The corpora of training and validation tokens."""
+    corpora = {}
+    identity = fingerprint(pipeline)
+    for name, files in (
+        ("training", plan.files),
+        ("validation", plan.validation_files),
+    ):
+        if files is not None:
+            corpora[name] = tokenize_corpus(
+                files,
+                token_dir / name,
+                pipeline.tokenize_many,
+                pipeline.sample_rate,
+                identity,
+            )
+    return corpora
+
+
+def fingerprint(pipeline):
+    """A checksum of the weights that tokens depend on."""
+    pipeline._require(["codec", "semantic_tokenizer"], "Tokenizing")
+    checksum = 0
+    for model in (pipeline.codec, pipeline.semantic_tokenizer):
+        for variable in model.variables:
+            value = keras.ops.convert_to_numpy(variable)
+            if np.issubdtype(value.dtype, np.floating):
+                checksum = zlib.crc32(np.ascontiguousarray(value), checksum)
+    return f"{checksum:08x}"
+
+
+def fit_language_model(pipeline, part, plan, corpora):
+    model = pipeline.part(part)
+    batch_size = plan.of("batch_size", part, BATCH_SIZE[part])
+    seconds = pipeline.unit_samples / pipeline.sample_rate
+    units = max(round(model.crop_duration / seconds), 1)
+
+    def crops(corpus, steps, **kwargs):
+        made = TokenCrops(
+            corpus,
+            pipeline.unit,
+            units,
+            stage_inputs(part, pipeline.coarse_lm.layout.predicted.levels),
+            batch_size,
+            steps or 1,
+            seed=plan.seed,
+            **kwargs,
+        )
+        made.steps_per_epoch = steps or max(
+            round(made.ends[-1] / units / batch_size), 1
+        )
+        return made
+
+    training = crops(corpora["training"], plan.of("steps_per_epoch", part))
+    validation = None
+    if "validation" in corpora:
+        validation = crops(corpora["validation"], None, same_every_epoch=True)
+    model.build()
+    steps = training.steps_per_epoch * plan.of("epochs", part, 1)
+    model.compile(pipeline.optimizer(part) or default_optimizer(model, steps))
+    return run_fit(model, part, plan, training, validation)
+
+
+def stage_inputs(part, coarse_levels):
+    """A function from aligned tokens to the inputs of a stage."""
+
+    def split(semantic, acoustic):
+        codes = {
+            "semantic": semantic[..., None],
+            "coarse": acoustic[..., :coarse_levels],
+            "fine": acoustic[..., coarse_levels:],
+        }
+        names = {
+            "semantic_lm": ("semantic",),
+            "coarse_lm": ("semantic", "coarse"),
+            "fine_lm": ("coarse", "fine"),
+        }[part]
+        return {name: codes[name] for name in names}
+
+    return split
+
+
+def default_optimizer(model, steps):
+    """AdamW with warm-up and cosine decay; wider models go slower."""
+    peak = 0.016 / math.sqrt(model.backbone.hidden_dim)
+    warmup = min(max(steps // 20, 1), 1000)
+    return keras.optimizers.AdamW(
+        keras.optimizers.schedules.CosineDecay(
+            0.0,
+            max(steps - warmup, 1),
+            alpha=0.05,
+            warmup_target=peak,
+            warmup_steps=warmup,
+        ),
+        weight_decay=0.01,
+        beta_2=0.98,
+        clipnorm=1.0,
+    )
+
+
+# === The loop ===
+
+
+def run_fit(model, part, plan, training, validation):
+    """`fit`, resumable: the same epochs whether it is stopped or not."""
+    follow = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: setattr(training, "epoch", epoch)
+    )
+    callbacks = [follow, *plan.callbacks]
+    if plan.checkpoint_dir:
+        backup = plan.checkpoint_dir / part / "backup"
+        backup.mkdir(parents=True, exist_ok=True)
+        callbacks.append(keras.callbacks.BackupAndRestore(str(backup)))
+    result = model.fit(
+        training,
+        validation_data=validation,
+        epochs=plan.of("epochs", part, 1),
+        shuffle=False,
+        callbacks=callbacks,
+        verbose=plan.verbose,
+    )
+    if plan.checkpoint_dir:
+        shutil.rmtree(backup, ignore_errors=True)
+    return result.history
