@@ -6,24 +6,19 @@ and a preset is loaded.
 """
 
 import argparse
+import contextlib
 import os
 import pathlib
 import sys
 import time
 
-from keras_audiolm._bundled import bundled_preset_names, suggest
+from keras_audiolm._bundled import suggest
+from keras_audiolm.presets import PARTS, find_preset
 from keras_audiolm.version import __version__
 
 DEFAULT_PRESET = "voices_small"
 AUDIO_SUFFIXES = (".wav", ".flac")
 STAGES = ("semantic", "coarse", "fine")
-PARTS = (
-    "codec",
-    "semantic_tokenizer",
-    "semantic_lm",
-    "coarse_lm",
-    "fine_lm",
-)
 BACKENDS = ("jax", "tensorflow", "torch")
 
 
@@ -307,7 +302,9 @@ def _add_train(commands, parents):
     parser.add_argument(
         "--parts",
         type=part_names,
-        help=f"only these, separated by commas: {', '.join(PARTS)}",
+        help=f"some of {','.join(PARTS)}, separated by commas (default: "
+        "those that are untrained or, where all are trained, the three "
+        "language models)",
     )
     for name, default in (
         ("epochs", 1),
@@ -331,7 +328,17 @@ def _add_train(commands, parents):
         "--checkpoint-dir",
         help="where checkpoints are kept (default: OUT-checkpoints)",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--speed-range",
+        metavar=("SLOWEST", "FASTEST"),
+        type=float,
+        nargs=2,
+        help="change speed and pitch at random, for example 0.8 1.25: widens "
+        "few voices",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of crops and order (default: 0)"
+    )
 
 
 def _add_tokenize(commands, parents):
@@ -360,13 +367,8 @@ def say(message):
 def load_pipeline(args, load_weights=True):
     """Checks the preset's name, then imports Keras and loads the preset."""
     preset = args.preset
-    if "://" not in preset and not pathlib.Path(preset).is_dir():
-        names = bundled_preset_names()
-        if preset not in names:
-            raise ValueError(
-                f"No preset {preset!r}: it is neither a bundled preset nor a "
-                f"folder.{suggest(preset, names)}"
-            )
+    if "://" not in preset:
+        find_preset(preset)  # a typing error should not cost the import
     if args.backend:
         os.environ["KERAS_BACKEND"] = args.backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -391,9 +393,17 @@ def read_recording(args, path):
     return pipeline, audio.load_audio(path, pipeline.sample_rate)
 
 
-def sampling_options(args):
-    names = ("temperature", "top_k", "top_p", "seed")
-    return {name: getattr(args, name) for name in names}
+def sample(args, method, *inputs, **options):
+    """Calls a method that samples; returns the audio and the seconds taken.
+
+    Standard output is kept for the results: progress goes elsewhere.
+    """
+    for name in ("temperature", "top_k", "top_p", "seed"):
+        options[name] = getattr(args, name)
+    start = time.perf_counter()
+    with contextlib.redirect_stdout(sys.stderr):
+        audio = method(*inputs, verbose=True, **options)
+    return audio, time.perf_counter() - start
 
 
 def report(path, what, seconds, elapsed):
@@ -422,15 +432,13 @@ def write_all(path, batch, sample_rate):
 def generate(args, pipeline, prompt=None):
     """Makes `args.num` sounds, writes them and says how it went."""
     say(f"Making {args.num} x {args.duration:g} s ...")
-    start = time.perf_counter()
-    audio = pipeline.generate(
+    audio, elapsed = sample(
+        args,
+        pipeline.generate,
         prompt,
         duration=args.duration,
         batch_size=args.num,
-        verbose=True,
-        **sampling_options(args),
     )
-    elapsed = time.perf_counter() - start
     where = write_all(args.output, audio, pipeline.sample_rate)
     seconds = args.num * args.duration
     what = f"{seconds:.1f} s of new sound"
@@ -453,10 +461,8 @@ def run_sample(args):
 def run_resynthesize(args):
     pipeline, audio = read_recording(args, args.input)
     say("Resynthesizing ...")
-    start = time.perf_counter()
-    made = pipeline.resynthesize(audio, **sampling_options(args))
-    elapsed = time.perf_counter() - start
-    where = write_all(args.output, made.reshape(1, -1), pipeline.sample_rate)
+    made, elapsed = sample(args, pipeline.resynthesize, audio)
+    where = write_all(args.output, made[None], pipeline.sample_rate)
     seconds = len(audio) / pipeline.sample_rate
     report(where, f"{seconds:.1f} s of sound", seconds, elapsed)
 
@@ -466,10 +472,8 @@ def run_tokenize(args):
 
     pipeline, audio = read_recording(args, args.input)
     start = time.perf_counter()
-    tokens = pipeline.tokenize(audio[None])
+    semantic, acoustic = pipeline.tokenize(audio)
     elapsed = time.perf_counter() - start
-    semantic = np.asarray(tokens.semantic)[0]
-    acoustic = np.asarray(tokens.acoustic)[0]
     args.output.parent.mkdir(parents=True, exist_ok=True)
     temporary = args.output.with_name(f".{args.output.name}.{os.getpid()}.npz")
     try:
@@ -515,6 +519,7 @@ def run_train(args):
             validation_data=args.validation,
             token_dir=args.token_dir or f"{args.out}-tokens",
             checkpoint_dir=checkpoint_dir,
+            speed_range=args.speed_range,
             seed=args.seed,
         )
     except KeyboardInterrupt:

@@ -15,7 +15,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 FIND = """
 import json
 from keras_audiolm import _bundled
+from keras_audiolm.presets import find_preset
 names = _bundled.bundled_preset_names()
+assert find_preset("piano") == _bundled.bundled_presets_dir() / "piano"
 print(json.dumps([str(_bundled.bundled_presets_dir()), names]))
 """
 

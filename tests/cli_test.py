@@ -7,11 +7,10 @@ import types
 import numpy as np
 import pytest
 
-from keras_audiolm import cli
+from keras_audiolm import _bundled, cli
 from keras_audiolm.data.audio import load_audio, save_audio
 
 SAMPLE_RATE = 8000
-Tokens = types.SimpleNamespace
 
 
 class FakePipeline:
@@ -32,6 +31,7 @@ class FakePipeline:
             raise self.error
 
     def generate(self, prompt=None, **kwargs):
+        print("Sampling ...")
         self._note("generate", {"prompt": prompt, **kwargs})
         new = round(kwargs["duration"] * SAMPLE_RATE)
         start = np.zeros(0) if prompt is None else prompt
@@ -47,10 +47,7 @@ class FakePipeline:
 
     def tokenize(self, audio):
         self._note("tokenize", {"audio": audio})
-        return Tokens(
-            semantic=np.arange(25)[None],
-            acoustic=np.arange(100).reshape(1, 50, 2),
-        )
+        return np.arange(25), np.arange(100).reshape(50, 2)
 
     def fit(self, data, **kwargs):
         self._note("fit", {"data": data, **kwargs})
@@ -60,13 +57,17 @@ class FakePipeline:
 
 
 @pytest.fixture
-def pipeline(monkeypatch):
+def pipeline(monkeypatch, tmp_path_factory):
+    """The pipeline's class, in a package that bundles two presets."""
+    tmp_path = tmp_path_factory.mktemp("checkout")
     module = types.ModuleType("keras_audiolm.pipeline")
     module.AudioLMPipeline = FakePipeline
     monkeypatch.setitem(sys.modules, "keras_audiolm.pipeline", module)
-    monkeypatch.setattr(
-        cli, "bundled_preset_names", lambda: ["librilight", "voices_small"]
-    )
+    for name in ("librilight", "voices_small"):
+        (tmp_path / "presets" / name).mkdir(parents=True)
+        (tmp_path / "presets" / name / "metadata.json").write_text("{}")
+    package = tmp_path / "keras_audiolm"
+    monkeypatch.setattr(_bundled, "__file__", str(package / "_bundled.py"))
     monkeypatch.setattr(FakePipeline, "calls", [])
     monkeypatch.setattr(FakePipeline, "error", None)
     monkeypatch.delenv("KERAS_AUDIOLM_DEBUG", raising=False)
@@ -107,8 +108,10 @@ def test_continue(pipeline, prompt, tmp_path, capsys):
     assert given["prompt"].shape == (SAMPLE_RATE,)
     assert (given["duration"], given["seed"]) == (0.5, 3)
     assert load_audio(out, SAMPLE_RATE).shape == (SAMPLE_RATE * 3 // 2,)
-    report = capsys.readouterr().out
-    assert str(out) in report
+    printed = capsys.readouterr()
+    assert "Sampling" in printed.err
+    (report,) = printed.out.splitlines()
+    assert report.startswith(str(out))
     assert "0.5 s of new sound after a 1.0 s prompt" in report
     assert "real-time factor" in report
 
@@ -174,8 +177,10 @@ def test_train(pipeline, prompt, tmp_path, capsys):
     out = tmp_path / "mine"
     numbers = ("--epochs", "codec=3,coarse_lm=2", "--batch-size", 4)
     parts = ("--parts", "codec,coarse_lm", "--steps-per-epoch", 7)
-    where = ("--out", out, "--validation", prompt.parent, "--from-scratch")
-    assert run("train", prompt.parent, *where, *numbers, *parts) == 0
+    where = ("--out", out, "--validation", prompt.parent)
+    how = ("--from-scratch", "--speed-range", 0.8, 1.25)
+    argv = (prompt.parent, *where, *numbers, *parts, *how)
+    assert run("train", *argv) == 0
     loaded, (_, fitted), (_, saved) = pipeline.calls
     assert loaded == ("from_preset", "voices_small", False)
     assert fitted == {
@@ -187,6 +192,7 @@ def test_train(pipeline, prompt, tmp_path, capsys):
         "validation_data": str(prompt.parent),
         "token_dir": f"{out}-tokens",
         "checkpoint_dir": f"{out}-checkpoints",
+        "speed_range": [0.8, 1.25],
         "seed": 0,
     }
     assert saved == {"folder": out}
@@ -243,10 +249,13 @@ def test_misspelt_preset_is_suggested(pipeline, tmp_path, capsys):
     assert pipeline.calls == []
 
 
-@pytest.mark.parametrize("preset", ["kaggle://a/b/keras/c", "hf://a/b", "."])
+@pytest.mark.parametrize("preset", ["kaggle://a/b/keras/c", "hf://a/b", "mine"])
 def test_addresses_and_folders_are_left_to_the_pipeline(
-    preset, pipeline, tmp_path
+    preset, pipeline, tmp_path, monkeypatch
 ):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "metadata.json").write_text("{}")
     out = tmp_path / "out.wav"
     assert run("sample", "-o", out, "--preset", preset) == 0
     assert pipeline.calls[0] == ("from_preset", preset, True)

@@ -48,11 +48,12 @@ def test_nothing_heavy_is_imported(code):
     assert modules_after(code).isdisjoint(HEAVY)
 
 
-@pytest.mark.parametrize("name", ["SoundStream", "SemanticTokenizer"])
-def test_codec_and_semantic_tokenizer_do_not_need_keras_hub(name):
-    modules = modules_after(f"from keras_audiolm import {name}")
-    assert "keras" in modules
-    assert "keras_hub" not in modules
+def test_no_backend_is_imported_but_the_chosen_one(monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    names = "AudioLMPipeline, SoundStreamTrainer, SemanticTokenizer, StageLM"
+    modules = modules_after(f"from keras_audiolm import {names}")
+    assert {"jax", "keras"} <= modules
+    assert modules.isdisjoint({"keras_hub", "tensorflow", "torch"})
 
 
 def test_every_public_name_is_there():
