@@ -28,15 +28,16 @@ def per_stage(name, value, default):
                 f"`{name}` names a stage {stage!r}. Stages are "
                 f"{', '.join(TEMPERATURES)}."
             )
-    return {stage: value.get(stage, default[stage]) for stage in TEMPERATURES}
+    given = {stage: v for stage, v in value.items() if v is not None}
+    return {stage: given.get(stage, default[stage]) for stage in TEMPERATURES}
 
 
 class Cascade:
     """Samples the tokens of a stretch of time, stage by stage.
 
     Args:
-        semantic_lm, coarse_lm, fine_lm: callables that give the `StageLM`s;
-            `fine_lm` may be `None`.
+        semantic_lm, coarse_lm, fine_lm: the `StageLM`s; `fine_lm` may be
+            `None`.
         unit: `(semantic frames, acoustic frames)` of a unit.
         unit_duration: float. Seconds of a unit.
         sampling: dictionary by stage of dictionaries of `temperature`,
