@@ -15,6 +15,7 @@ if "KERAS_BACKEND" not in os.environ:
 # Public names and where they live: nothing is imported before it is used, so
 # that the command line answers at once.
 _PUBLIC = {
+    "AudioClassifier": "evaluation.classifier",
     "AudioCrops": "data.crops",
     "AudioLMPipeline": "pipeline",
     "CompressedSpectralLoss": "codec.losses",
