@@ -1,16 +1,11 @@
 """AudioLM in Keras 3: learns to generate audio by listening to audio only."""
 
 import importlib
-import os
-import pathlib
 
+from keras_audiolm._backend import choose_backend
 from keras_audiolm.version import __version__
 
-if "KERAS_BACKEND" not in os.environ:
-    _home = os.environ.get("KERAS_HOME") or pathlib.Path.home() / ".keras"
-    if not (pathlib.Path(_home) / "keras.json").is_file():
-        # The fastest for generation, where the user has not chosen.
-        os.environ["KERAS_BACKEND"] = "jax"
+choose_backend()
 
 # Public names and where they live: nothing is imported before it is used, so
 # that the command line answers at once.

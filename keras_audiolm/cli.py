@@ -12,6 +12,7 @@ import pathlib
 import sys
 import time
 
+from keras_audiolm._backend import BACKENDS
 from keras_audiolm._bundled import suggest
 from keras_audiolm.presets import PARTS, find_preset
 from keras_audiolm.version import __version__
@@ -19,7 +20,6 @@ from keras_audiolm.version import __version__
 DEFAULT_PRESET = "voices_small"
 AUDIO_SUFFIXES = (".wav", ".flac")
 STAGES = ("semantic", "coarse", "fine")
-BACKENDS = ("jax", "tensorflow", "torch")
 
 
 class Stopped(Exception):

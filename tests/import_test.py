@@ -1,10 +1,13 @@
 """What is imported when: the command line must answer at once."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
+
+from keras_audiolm import _backend
 
 HEAVY = (
     "jax",
@@ -70,8 +73,14 @@ def test_every_public_name_is_there():
     "chosen, keras_json, expected",
     [
         ("torch", None, "torch"),
+        ("torch", '{"backend": "tensorflow"}', "torch"),
         (None, None, "jax"),
-        (None, "tensorflow", None),
+        # Left to Keras, which reads the file.
+        (None, '{"backend": "torch"}', "None"),
+        # What Keras writes by itself, whatever is in use.
+        (None, '{"backend": "tensorflow"}', "jax"),
+        (None, "not JSON", "jax"),
+        (None, "[]", "jax"),
     ],
 )
 def test_jax_is_the_backend_unless_another_is_chosen(
@@ -82,8 +91,7 @@ def test_jax_is_the_backend_unless_another_is_chosen(
     if chosen:
         monkeypatch.setenv("KERAS_BACKEND", chosen)
     if keras_json:
-        text = json.dumps({"backend": keras_json})
-        (tmp_path / "keras.json").write_text(text)
+        (tmp_path / "keras.json").write_text(keras_json)
     done = subprocess.run(
         [
             sys.executable,
@@ -94,4 +102,19 @@ def test_jax_is_the_backend_unless_another_is_chosen(
         text=True,
         check=True,
     )
-    assert done.stdout.strip() == str(expected)
+    assert done.stdout.strip() == expected
+
+
+def test_an_installed_backend_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setenv("KERAS_BACKEND", "")
+    installed = {"torch"}
+    monkeypatch.setattr(
+        _backend.importlib.util, "find_spec", installed.__contains__
+    )
+    _backend.choose_backend()
+    assert os.environ["KERAS_BACKEND"] == "torch"
+    installed.clear()
+    monkeypatch.setenv("KERAS_BACKEND", "")
+    _backend.choose_backend()
+    assert os.environ["KERAS_BACKEND"] == "jax"  # named in the error
