@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import warnings
 import zlib
 from collections import defaultdict
 
@@ -40,16 +41,15 @@ def tokenize_corpus(files, folder, tokenize, sample_rate, identity):
     folder.mkdir(parents=True, exist_ok=True)
     files = [pathlib.Path(f) for f in files]
     _check_index(folder, {"identity": identity, "files": _describe(files)})
-    skipped = {}
     shards = []
     starts = range(0, len(files), FILES_PER_SHARD)
     for number, start in enumerate(_progress(starts)):
         path = folder / f"shard-{number:05d}.npz"
         if not path.is_file():
             part = files[start : start + FILES_PER_SHARD]
-            _write_shard(path, part, tokenize, sample_rate, skipped)
+            _write_shard(path, part, tokenize, sample_rate)
         shards.append(path)
-    return TokenCorpus(shards, skipped)
+    return TokenCorpus(shards)
 
 
 def _progress(items):
@@ -80,14 +80,14 @@ def _check_index(folder, index):
     os.replace(temporary, path)
 
 
-def _write_shard(path, files, tokenize, sample_rate, skipped):
-    kept, audio = [], []
+def _write_shard(path, files, tokenize, sample_rate):
+    kept, audio, skipped = [], [], {}
     for file in files:
         try:
             audio.append(load_audio(file, sample_rate))
             kept.append(file)
         except AudioFileError as error:
-            skipped[file] = error.reason
+            skipped[str(file)] = error.reason
     tokens = tokenize(audio)
     levels = tokens[0][1].shape[1] if tokens else 1
     semantic = [s for s, _ in tokens]
@@ -101,6 +101,8 @@ def _write_shard(path, files, tokenize, sample_rate, skipped):
             semantic_ends=np.cumsum([len(s) for s in semantic], dtype="int64"),
             acoustic_ends=np.cumsum([len(a) for a in acoustic], dtype="int64"),
             voices=np.array([str(f.parent) for f in kept], dtype="U"),
+            # Kept with the tokens, so that a resumed run knows them as well.
+            skipped=np.array(list(skipped.items()), "U").reshape(-1, 2),
         )
     os.replace(temporary, path)
 
@@ -114,18 +116,20 @@ class TokenCorpus:
 
     Args:
         shards: list of paths of `.npz` shards.
-        skipped: dictionary of path -> reason, of files that gave no tokens.
 
     Attributes:
+        skipped: dictionary of path -> reason, of files that gave no tokens.
         semantic, acoustic: lists of arrays, one a file.
         voices: list of str. Files of one folder are taken to be one voice.
     """
 
-    def __init__(self, shards, skipped=()):
+    def __init__(self, shards):
         self.semantic, self.acoustic, self.voices = [], [], []
-        self.skipped = dict(skipped)
+        self.skipped = {}
         for path in shards:
             with np.load(path, allow_pickle=False) as shard:
+                for file, reason in shard["skipped"].tolist():
+                    self.skipped[pathlib.Path(file)] = reason
                 if not len(shard["voices"]):
                     continue
                 self.semantic += np.split(
@@ -135,9 +139,16 @@ class TokenCorpus:
                     shard["acoustic"], shard["acoustic_ends"][:-1]
                 )
                 self.voices += shard["voices"].tolist()
+        first = "".join(f"{p} {self.skipped[p]}" for p in [*self.skipped][:1])
         if not self.voices:
             raise ValueError(
-                f"No file of the corpus could be tokenized: {self.skipped}"
+                f"No file of the corpus could be tokenized. The first: {first}."
+            )
+        if self.skipped:
+            warnings.warn(
+                f"{len(self.skipped)} file(s) gave no tokens. The first: "
+                f"{first}.",
+                stacklevel=3,
             )
 
 

@@ -1,0 +1,330 @@
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+
+from keras_audiolm.data import tokens
+from keras_audiolm.data.tokens import TokenCrops, tokenize_corpus
+
+RATE = 8000
+HOP = 80  # samples of a semantic frame, and of two acoustic ones
+LEVELS = 3
+
+
+# === Crops ===
+
+
+def codes_of(file, frames, levels=None):
+    """Codes that tell their file and their frame (and their level)."""
+    codes = 10_000 * file + np.arange(frames)
+    if levels:
+        codes = codes[:, None] + 1_000_000 * np.arange(levels)
+    return codes.astype("int32")
+
+
+def corpus_of(unit=(1, 2), sizes=(5, 1, 9, 0, 20, 2), voices="aababb"):
+    """Files of `sizes` units, some of them with a frame or two to spare."""
+    s, a = unit
+    return SimpleNamespace(
+        semantic=[codes_of(f, n * s + f % 2) for f, n in enumerate(sizes)],
+        acoustic=[
+            codes_of(f, n * a + f % a, LEVELS) for f, n in enumerate(sizes)
+        ],
+        voices=list(voices),
+    )
+
+
+def crops_of(units=12, unit=(1, 2), **kwargs):
+    kwargs = {"batch_size": 6, "steps_per_epoch": 3, "seed": 1, **kwargs}
+    corpus = kwargs.pop("corpus", None) or corpus_of(unit)
+    return TokenCrops(corpus, unit, units, lambda *both: both, **kwargs)
+
+
+def batches_of(crops):
+    return [crops[i] for i in range(len(crops))]
+
+
+@pytest.mark.parametrize("unit", [(1, 2), (1, 1), (2, 3)])
+@pytest.mark.parametrize("units", [1, 7, 30])
+def test_crops_are_aligned_whole_and_of_one_voice(unit, units):
+    crops = crops_of(units, unit)
+    corpus = crops.corpus
+    s, a = unit
+    for semantic, acoustic in batches_of(crops):
+        assert semantic.shape == (6, units * s)
+        assert acoustic.shape == (6, units * a, LEVELS)
+        assert semantic.dtype == acoustic.dtype == np.int32
+        assert semantic.min() >= 0 and acoustic.min() >= 0
+        levels = acoustic // 1_000_000
+        np.testing.assert_array_equal(
+            levels, np.broadcast_to(np.arange(LEVELS), levels.shape)
+        )
+        # Every level is of the same moment.
+        moment = acoustic % 1_000_000
+        assert np.all(moment == moment[..., :1])
+        for row in range(6):
+            check_row(semantic[row], moment[row, :, 0], unit, corpus)
+
+
+def check_row(semantic, acoustic, unit, corpus):
+    s, a = unit
+    semantic, acoustic = semantic.reshape(-1, s), acoustic.reshape(-1, a)
+    files, places = semantic[:, 0] // 10_000, semantic[:, 0] % 10_000 // s
+    # Whole units that start at the same place of the same file.
+    expected = 10_000 * files[:, None] + s * places[:, None] + np.arange(s)
+    np.testing.assert_array_equal(semantic, expected)
+    expected = 10_000 * files[:, None] + a * places[:, None] + np.arange(a)
+    np.testing.assert_array_equal(acoustic, expected)
+    assert len({corpus.voices[f] for f in files}) == 1
+    for i in range(1, len(files)):
+        if places[i] == 0:  # another file, after the end of the last
+            f = files[i - 1]
+            whole = min(
+                len(corpus.semantic[f]) // s, len(corpus.acoustic[f]) // a
+            )
+            assert places[i - 1] == whole - 1
+        else:
+            assert files[i] == files[i - 1]
+            assert places[i] == places[i - 1] + 1
+
+
+def test_semantic_frame_k_goes_with_acoustic_frame_2k():
+    for semantic, acoustic in batches_of(crops_of()):
+        np.testing.assert_array_equal(
+            2 * (semantic % 10_000), acoustic[:, ::2, 0] % 10_000
+        )
+        np.testing.assert_array_equal(
+            semantic // 10_000, acoustic[:, 1::2, 0] // 10_000
+        )
+
+
+def test_every_unit_has_the_same_chance():
+    ((first, _),) = batches_of(crops_of(1, batch_size=5_000, steps_per_epoch=1))
+    found, counts = np.unique(first, return_counts=True)
+    sizes = (5, 1, 9, 0, 20, 2)
+    expected = [10_000 * f + k for f, n in enumerate(sizes) for k in range(n)]
+    assert found.tolist() == expected
+    np.testing.assert_allclose(counts / 5_000, 1 / len(expected), atol=0.012)
+
+
+def same(one, other):
+    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_batch_depends_on_seed_epoch_and_index_only():
+    first, second = crops_of(), crops_of()
+    epochs = []
+    for _ in range(2):
+        epochs.append(batches_of(first))
+        first.on_epoch_end()
+    second.on_epoch_end()
+    for index in (2, 0, 1, 2):
+        assert same(second[index], epochs[1][index])
+    every = [*epochs[0], *epochs[1], crops_of(seed=2)[0]]
+    for i, one in enumerate(every):
+        assert not any(same(one, other) for other in every[:i])
+
+
+def test_the_same_batches_every_epoch_if_asked_for():
+    crops = crops_of(same_every_epoch=True)
+    before = batches_of(crops)
+    crops.on_epoch_end()
+    assert all(map(same, before, batches_of(crops)))
+    assert same(before[0], crops_of()[0])
+
+
+def test_split_makes_the_inputs_of_a_stage():
+    def split(semantic, acoustic):
+        return {"semantic": semantic[..., None], "fine": acoustic[..., 1:]}
+
+    plain = crops_of()[1]
+    crops = crops_of()
+    crops.split = split
+    codes = crops[1]
+    np.testing.assert_array_equal(codes["semantic"], plain[0][..., None])
+    np.testing.assert_array_equal(codes["fine"], plain[1][..., 1:])
+
+
+def test_batches_end():
+    crops = crops_of(steps_per_epoch=3)
+    assert len(crops) == 3
+    for index in (3, -1):
+        with pytest.raises(IndexError, match=f"Batch {index} of 3"):
+            crops[index]
+
+
+def test_a_corpus_without_whole_units_is_refused():
+    corpus = corpus_of(unit=(1, 2), sizes=(0, 0), voices="ab")
+    with pytest.raises(ValueError, match="as long as one semantic frame"):
+        crops_of(corpus=corpus)
+
+
+# === Corpora on disk ===
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(tokens, "FILES_PER_SHARD", 2)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Five constant files: file `k` holds `(k + 1) / 64` for `k + 1` frames."""
+    paths = []
+    for k in range(5):
+        path = tmp_path / "audio" / "ab"[k % 2] / f"{k}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, np.full((k + 1) * HOP, (k + 1) / 64), RATE)
+        paths.append(path)
+    return paths
+
+
+class Tokenizer:
+    """Tells files apart; fails at the call `fail_at`."""
+
+    def __init__(self, fail_at=None):
+        self.fail_at = fail_at
+        self.seen = []
+
+    def __call__(self, clips):
+        if len(self.seen) == self.fail_at:
+            raise RuntimeError("the machine was switched off")
+        numbers = [round(64 * float(clip[0])) - 1 for clip in clips]
+        self.seen.append(numbers)
+        return [
+            (
+                codes_of(k, len(clip) // HOP),
+                codes_of(k, 2 * len(clip) // HOP, LEVELS),
+            )
+            for k, clip in zip(numbers, clips, strict=True)
+        ]
+
+
+def tokenize(files, folder, tokenizer, identity="one"):
+    return tokenize_corpus(files, folder, tokenizer, RATE, identity)
+
+
+def assert_holds(corpus, numbers):
+    assert len(corpus.semantic) == len(corpus.acoustic) == len(numbers)
+    for k, semantic, acoustic in zip(
+        numbers, corpus.semantic, corpus.acoustic, strict=True
+    ):
+        np.testing.assert_array_equal(semantic, codes_of(k, k + 1))
+        expected = codes_of(k, 2 * k + 2, LEVELS)
+        np.testing.assert_array_equal(acoustic, expected)
+        assert semantic.dtype == acoustic.dtype == np.int32
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+WHOLE = ["index.json"] + [f"shard-{n:05d}.npz" for n in range(3)]
+
+
+def test_a_corpus_is_all_files_in_order(files, tmp_path):
+    folder = tmp_path / "new" / "tokens"
+    tokenizer = Tokenizer()
+    corpus = tokenize(files, folder, tokenizer)
+    assert tokenizer.seen == [[0, 1], [2, 3], [4]]
+    assert_holds(corpus, range(5))
+    assert corpus.voices == [str(path.parent) for path in files]
+    assert corpus.skipped == {}
+    assert names(folder) == WHOLE
+
+
+def test_what_is_there_is_not_tokenized_again(files, tmp_path):
+    tokenize(files, tmp_path / "tokens", Tokenizer())
+    again = Tokenizer(fail_at=0)
+    assert_holds(tokenize(files, tmp_path / "tokens", again), range(5))
+
+
+def test_a_stop_leaves_whole_shards_and_the_next_run_goes_on(files, tmp_path):
+    folder = tmp_path / "tokens"
+    with pytest.raises(RuntimeError, match="switched off"):
+        tokenize(files, folder, Tokenizer(fail_at=1))
+    assert names(folder) == WHOLE[:2]
+    second = Tokenizer()
+    assert_holds(tokenize(files, folder, second), range(5))
+    assert second.seen == [[2, 3], [4]]
+    assert names(folder) == WHOLE
+
+
+def test_a_stop_while_writing_leaves_no_shard(files, tmp_path, monkeypatch):
+    folder = tmp_path / "tokens"
+
+    def savez(out, **arrays):
+        out.write(b"half of")
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", savez)
+        with pytest.raises(OSError, match="No space left"):
+            tokenize(files, folder, Tokenizer())
+    assert not list(folder.glob("*.npz"))
+    assert_holds(tokenize(files, folder, Tokenizer()), range(5))
+    assert names(folder) == WHOLE
+
+
+def test_bad_files_are_skipped_and_stay_known(files, tmp_path):
+    files[0].write_bytes(b"")
+    files[2].write_text("no audio at all")
+    folder = tmp_path / "tokens"
+    for tokenizer in (Tokenizer(), Tokenizer(fail_at=0)):
+        with pytest.warns(UserWarning, match=r"2 file\(s\) .*0.wav is empty"):
+            corpus = tokenize(files, folder, tokenizer)
+        assert_holds(corpus, [1, 3, 4])
+        assert set(corpus.skipped) == {files[0], files[2]}
+        assert "is empty" in corpus.skipped[files[0]]
+        assert "cannot be read" in corpus.skipped[files[2]]
+
+
+def test_a_shard_of_bad_files_only(files, tmp_path):
+    for path in files[2:4]:
+        path.write_bytes(b"")
+    for tokenizer in (Tokenizer(), Tokenizer(fail_at=0)):
+        with pytest.warns(UserWarning, match=r"2 file\(s\) .*2.wav is empty"):
+            corpus = tokenize(files, tmp_path / "tokens", tokenizer)
+        assert_holds(corpus, [0, 1, 4])
+
+
+def test_no_good_file_at_all(files, tmp_path):
+    for path in files:
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="No file .*0.wav is empty"):
+        tokenize(files, tmp_path / "tokens", Tokenizer())
+
+
+@pytest.mark.parametrize("change", ["identity", "list", "content"])
+def test_tokens_of_something_else_are_refused(files, tmp_path, change):
+    folder = tmp_path / "tokens"
+    tokenize(files, folder, Tokenizer())
+    identity = "one"
+    if change == "identity":
+        identity = "two"
+    elif change == "list":
+        files = files[:-1]
+    else:
+        soundfile.write(files[0], np.full(5 * HOP, 0.5), RATE)
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    with pytest.raises(ValueError, match="other files or of other.*token_dir"):
+        tokenize(files, folder, Tokenizer(), identity)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_the_index_says_whose_tokens_they_are(files, tmp_path):
+    tokenize(files, tmp_path / "tokens", Tokenizer(), "fingerprint")
+    index = json.loads((tmp_path / "tokens" / "index.json").read_text())
+    assert index["identity"] == "fingerprint"
+    assert index["files"].startswith("5 files, ")
+
+
+def test_crops_of_a_corpus_on_disk(files, tmp_path):
+    corpus = tokenize(files, tmp_path / "tokens", Tokenizer())
+    crops = crops_of(8, corpus=corpus)
+    for semantic, acoustic in batches_of(crops):
+        for row in range(len(semantic)):
+            moment = acoustic[row, :, 0]
+            check_row(semantic[row], moment, (1, 2), corpus)
