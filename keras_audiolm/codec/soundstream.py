@@ -160,6 +160,13 @@ class SoundStream(keras.Model):
                     "With a transform every stride is 1: the transform alone "
                     f"makes the hop. Received: strides={self.strides}"
                 )
+            if embedding_dim > transform_hop:
+                raise ValueError(
+                    "The linear path keeps `embedding_dim` components of a "
+                    "frame, and no more than `transform_hop` exist. Received: "
+                    f"embedding_dim={embedding_dim}, "
+                    f"transform_hop={transform_hop}"
+                )
             self.mdct = MDCT(transform_hop, name="mdct")
             self.analysis = keras.layers.Dense(
                 embedding_dim, use_bias=False, name="analysis"
@@ -280,18 +287,7 @@ class SoundStream(keras.Model):
                 are not finite.
         """
         self.build()
-        audio = np.asarray(ops.convert_to_numpy(audio), "float32")
-        if audio.ndim != 2 or 0 in audio.shape:
-            raise ValueError(
-                "Audio to encode must be (batch, samples), neither of them "
-                f"zero. Received: shape {audio.shape}"
-            )
-        if not np.isfinite(audio).all():
-            raise ValueError(
-                "Audio to encode holds "
-                f"{int((~np.isfinite(audio)).sum())} samples that are not "
-                "finite. Repair or drop the recording."
-            )
+        audio = checked_audio(audio)
         frames = self.num_frames(audio.shape[1])
         samples = padded_frames(frames) * self.hop_length
         # What is padded on comes later and so changes nothing before.
@@ -315,13 +311,20 @@ class SoundStream(keras.Model):
             them.
 
         Raises:
-            ValueError: on another rank than 3, more levels than there are,
-                or codes outside of `[0, codebook_size)`.
+            ValueError: on another rank than 3, no frames, more levels than
+                there are, codes outside of `[0, codebook_size)`, or more
+                samples than the codes stand for.
         """
         self.build()
         codes = np.asarray(ops.convert_to_numpy(codes))
         self._check_codes(codes)
         frames = codes.shape[1]
+        there = frames * self.hop_length
+        if num_samples is not None and not 1 <= num_samples <= there:
+            raise ValueError(
+                f"{frames} frames stand for 1 to {there} samples. Received: "
+                f"num_samples={num_samples}"
+            )
         padding = padded_frames(frames) - frames
         codes = np.pad(
             codes.astype("int32"),
@@ -329,21 +332,24 @@ class SoundStream(keras.Model):
             constant_values=-1,
         )
         audio = ops.convert_to_numpy(self._decode(codes))
-        return audio[:, : frames * self.hop_length][:, :num_samples]
+        return audio[:, : num_samples or there]
 
     def _check_codes(self, codes):
-        if codes.ndim != 3 or not 1 <= codes.shape[2] <= self.num_quantizers:
+        if (
+            codes.ndim != 3
+            or 0 in codes.shape
+            or codes.shape[2] > self.num_quantizers
+        ):
             raise ValueError(
-                "Codes to decode must be (batch, frames, levels) with 1 to "
-                f"{self.num_quantizers} levels. Received: shape {codes.shape}"
+                "Codes to decode must be (batch, frames, levels), none of "
+                f"them zero, with 1 to {self.num_quantizers} levels. "
+                f"Received: shape {codes.shape}"
             )
         if not np.issubdtype(codes.dtype, np.integer):
             raise ValueError(
                 f"Codes to decode must be integers. Received: {codes.dtype}"
             )
-        if codes.size and not (
-            0 <= codes.min() and codes.max() < self.codebook_size
-        ):
+        if codes.min() < 0 or codes.max() >= self.codebook_size:
             raise ValueError(
                 f"Codes must be from 0 to {self.codebook_size - 1}. Received: "
                 f"{codes.min()} to {codes.max()}"
@@ -365,12 +371,16 @@ class SoundStream(keras.Model):
         Args:
             batches: iterable of audio arrays `(batch, samples)`.
             num_frames: int. Batches are read until there are so many frames.
+
+        Raises:
+            ValueError: if there are fewer frames than codes, or on audio that
+                `encode` refuses.
         """
         self.build()
         audio = []
         frames = 0
         for batch in batches:
-            batch = np.asarray(batch, "float32")
+            batch = checked_audio(batch)
             audio.append(batch)
             frames += batch.shape[0] * self.num_frames(batch.shape[1])
             if frames >= num_frames:
@@ -423,3 +433,19 @@ class SoundStream(keras.Model):
     @classmethod
     def from_config(cls, config):
         return cls(**config)
+
+
+def checked_audio(audio):
+    """NumPy float32 `(batch, samples)`, or a `ValueError` that says why not."""
+    audio = np.asarray(ops.convert_to_numpy(audio), "float32")
+    if audio.ndim != 2 or 0 in audio.shape:
+        raise ValueError(
+            "Audio must be (batch, samples), neither of them zero. Received: "
+            f"shape {audio.shape}"
+        )
+    if not np.isfinite(audio).all():
+        raise ValueError(
+            f"The audio holds {int((~np.isfinite(audio)).sum())} samples that "
+            "are not finite. Repair or drop the recording."
+        )
+    return audio

@@ -6,7 +6,8 @@ import keras
 def padded_frames(frames):
     """The next of few lengths, each of which compiles once.
 
-    At most a quarter is padding; four lengths compile per octave.
+    From 32 frames on at most a quarter is added; four lengths compile per
+    octave.
     """
     step = max(2 ** (frames.bit_length() - 3), 8)
     return -(-frames // step) * step
@@ -17,8 +18,8 @@ class CompiledFunction:
 
     JAX traces the function once for each set of shapes with the variables as
     arguments (so that new weights need no new trace); TensorFlow wraps it in
-    a `tf.function`; PyTorch runs it eagerly without gradients. Nothing that
-    the function assigns is kept.
+    a `tf.function`; PyTorch runs it eagerly without gradients. The function
+    must not assign to variables: JAX would drop what the others keep.
 
     Args:
         model: keras.Model or Layer whose variables the function reads.

@@ -1,0 +1,432 @@
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_audiolm.codec.soundstream import SoundStream
+from keras_audiolm.layers.compiled import padded_frames
+from keras_audiolm.layers.mdct import MDCT
+
+MODES = {
+    "wave": dict(channels=2, strides=(2, 3), embedding_dim=4),
+    "wave_deep": dict(channels=1, strides=(4, 1, 2), embedding_dim=3),
+    "mdct": dict(
+        channels=4,
+        strides=(1,),
+        transform="mdct",
+        transform_hop=8,
+        embedding_dim=5,
+    ),
+}
+
+
+def to_numpy(x):
+    return np.array(ops.convert_to_numpy(ops.stop_gradient(x)))
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def make_codec(mode="wave", seed=0, **kwargs):
+    """A codec whose weights NumPy drew: the same on every backend."""
+    config = dict(num_quantizers=3, codebook_size=16)
+    codec = SoundStream(**{**config, **MODES[mode], **kwargs})
+    codec.build()
+    generator = np.random.default_rng(seed)
+    for weight in sorted(codec.weights, key=lambda w: w.path):
+        if "seed" in weight.path or weight is codec.initialized:
+            continue
+        if weight is codec.quantizer.usage:
+            weight.assign(generator.uniform(0.5, 2, weight.shape))
+            continue
+        scale = np.prod(weight.shape[:-1]) ** -0.5 if weight.ndim > 1 else 0.1
+        if weight is codec.quantizer.embedding_sum:
+            scale = 1.0
+        weight.assign(scale * generator.normal(size=weight.shape))
+    return codec
+
+
+@pytest.fixture(scope="module", params=MODES)
+def codec(request):
+    return make_codec(request.param)
+
+
+@pytest.fixture(scope="module")
+def wave():
+    return make_codec("wave")
+
+
+# === An independent SoundStream ===
+
+
+def elu(x):
+    return np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
+
+
+def slow_conv(layer, x):
+    kernel, bias = to_numpy(layer.kernel), to_numpy(layer.bias)
+    reach = layer.dilation_rate * (len(kernel) - 1) + 1
+    x = np.pad(x, [(reach - layer.strides, 0), (0, 0)])
+    frames = (len(x) - reach) // layer.strides + 1
+    y = np.zeros((frames, kernel.shape[-1])) + bias
+    for k, tap in enumerate(kernel):
+        start = k * layer.dilation_rate
+        y += x[start :: layer.strides][:frames] @ tap
+    return y
+
+
+def slow_transpose(layer, x):
+    kernel, bias = to_numpy(layer.kernel), to_numpy(layer.bias)
+    stride = layer.strides
+    y = np.zeros((len(x) * stride + len(kernel), kernel.shape[1]))
+    for i, frame in enumerate(x):
+        for k, tap in enumerate(kernel):
+            y[i * stride + k] += tap @ frame
+    return y[: len(x) * stride] + bias
+
+
+def slow_network(sequential, x):
+    for layer in sequential.layers:
+        name = type(layer).__name__
+        if name == "Activation":
+            x = elu(x)
+        elif name == "ResidualUnit":
+            x = x + slow_conv(layer.narrow, elu(slow_conv(layer.wide, elu(x))))
+        elif name == "CausalConv1DTranspose":
+            x = slow_transpose(layer, x)
+        else:
+            x = slow_conv(layer, x)
+    return x
+
+
+def slow_embed(codec, audio):
+    """One recording `(samples,)` to `(frames, dim)`."""
+    audio = np.pad(audio, (0, -len(audio) % codec.hop_length))
+    if not codec.transform:
+        return slow_network(codec.encoder, audio[:, None].astype("float64"))
+    basis = codec.mdct.basis
+    padded = np.pad(audio, (codec.hop_length, 0)).reshape(-1, codec.hop_length)
+    pairs = np.concatenate([padded[:-1], padded[1:]], 1)
+    c = pairs @ basis
+    c = np.sign(c) * (np.sqrt(np.abs(c) + 1e-5) - np.sqrt(1e-5))
+    return slow_network(codec.encoder, c) + c @ to_numpy(codec.analysis.kernel)
+
+
+def slow_render(codec, embeddings):
+    if not codec.transform:
+        return slow_network(codec.decoder, embeddings)[:, 0]
+    embeddings = np.pad(embeddings, [(0, 1), (0, 0)])
+    c = slow_network(codec.decoder, embeddings)
+    c = c + embeddings @ to_numpy(codec.synthesis.kernel)
+    pairs = (c * np.abs(c)) @ codec.mdct.basis.T
+    hop = codec.hop_length
+    return (pairs[:-1, hop:] + pairs[1:, :hop]).reshape(-1)
+
+
+def codebooks(codec):
+    usage = to_numpy(codec.quantizer.usage)[..., None]
+    return to_numpy(codec.quantizer.embedding_sum) / usage
+
+
+def slow_codes(codec, embeddings):
+    residual, codes = embeddings, []
+    for book in codebooks(codec):
+        distances = np.square(residual[:, None] - book).sum(-1)
+        codes.append(distances.argmin(-1))
+        residual = residual - book[codes[-1]]
+    return np.stack(codes, -1)
+
+
+def test_encode_matches_numpy(codec):
+    audio = normal(2, 103)
+    expected = [slow_codes(codec, slow_embed(codec, x)) for x in audio]
+    np.testing.assert_array_equal(codec.encode(audio), expected)
+
+
+def test_decode_matches_numpy(codec):
+    codes = np.random.default_rng(0).integers(0, 16, (2, 9, 3))
+    for levels in (1, 3):
+        expected = [
+            slow_render(
+                codec,
+                sum(codebooks(codec)[q][c[:, q]] for q in range(levels)),
+            )
+            for c in codes
+        ]
+        audio = codec.decode(codes[..., :levels])
+        assert audio.dtype == np.float32
+        np.testing.assert_allclose(audio, expected, atol=1e-4)
+
+
+# === Shapes ===
+
+
+def test_every_length_comes_back(codec):
+    hop = codec.hop_length
+    audio = normal(1, 5 * hop)
+    for samples in [*range(1, 2 * hop + 2), 5 * hop - 1, 5 * hop]:
+        codes = codec.encode(audio[:, :samples])
+        frames = -(-samples // hop)
+        assert codes.shape == (1, frames, 3)
+        assert codes.dtype == np.int32
+        assert codec.num_frames(samples) == frames
+        assert codec.decode(codes).shape == (1, frames * hop)
+        assert codec.decode(codes, num_samples=samples).shape == (1, samples)
+
+
+def test_call_is_decode_of_encode(codec):
+    for samples in (64, 103):
+        audio = normal(2, samples)
+        expected = codec.decode(codec.encode(audio), num_samples=samples)
+        np.testing.assert_allclose(to_numpy(codec(audio)), expected, atol=1e-4)
+
+
+def test_batch_equals_single(codec):
+    audio = normal(3, 100)
+    codes = codec.encode(audio)
+    alone = np.concatenate([codec.encode(row[None]) for row in audio])
+    np.testing.assert_array_equal(codes, alone)
+    alone = np.concatenate([codec.decode(row[None]) for row in codes])
+    np.testing.assert_allclose(codec.decode(codes), alone, atol=1e-5)
+
+
+def test_codes_of_padding_do_not_show(codec):
+    """Few lengths are compiled: the padded frames change nothing."""
+    frames = 9
+    assert padded_frames(frames) > frames
+    audio = normal(1, 16 * codec.hop_length)
+    whole = codec.encode(audio)
+    cut = codec.encode(audio[:, : frames * codec.hop_length])
+    np.testing.assert_array_equal(cut, whole[:, :frames])
+
+
+# === Causality ===
+
+
+def test_codes_do_not_depend_on_later_samples(codec):
+    hop = codec.hop_length
+    audio = normal(1, 10 * hop)
+    codes = codec.encode(audio)
+    for frame in (1, 4, 9):
+        changed = audio.copy()
+        changed[:, frame * hop :] = 5 * normal(1, (10 - frame) * hop, seed=1)
+        after = codec.encode(changed)
+        np.testing.assert_array_equal(after[:, :frame], codes[:, :frame])
+        assert (after[:, frame:] != codes[:, frame:]).any()
+
+
+def test_audio_does_not_depend_on_later_codes(codec):
+    hop = codec.hop_length
+    codes = np.random.default_rng(0).integers(0, 16, (1, 10, 3))
+    audio = codec.decode(codes)
+    # The transform completes a hop with the frame after it.
+    latency = hop if codec.transform else 0
+    for frame in (1, 5, 9):
+        changed = codes.copy()
+        changed[:, frame:] = (changed[:, frame:] + 5) % 16
+        after = codec.decode(changed)
+        same = frame * hop - latency
+        np.testing.assert_allclose(
+            after[:, :same], audio[:, :same], rtol=0, atol=1e-5
+        )
+        rest = np.abs(after - audio)[0, same : same + hop]
+        assert rest.max() > 1e-3
+
+
+def test_a_sample_is_heard_in_its_own_frame(codec):
+    """Frame `i` ends with the last sample of hop `i`: no extra delay."""
+    hop = codec.hop_length
+    audio = normal(1, 4 * hop)
+    embed = to_numpy(codec.embed(ops.convert_to_tensor(audio)))
+    changed = audio.copy()
+    changed[:, 3 * hop - 1] += 1.0
+    after = to_numpy(codec.embed(ops.convert_to_tensor(changed)))
+    difference = np.abs(after - embed).max((0, 2))
+    assert difference[:2].max() < 1e-5 < 1e-3 < difference[2]
+
+
+# === The paper's size ===
+
+
+def parameters(c, dim, strides=(2, 4, 5, 8)):
+    """SoundStream's Figure 3, convolution by convolution."""
+
+    def conv(kernel, inputs, outputs):
+        return kernel * inputs * outputs + outputs
+
+    def units(n):
+        return 3 * (conv(7, n, n) + conv(1, n, n))
+
+    encoder, decoder, width = conv(7, 1, c), conv(7, c, 1), c
+    for s in strides:
+        encoder += units(width) + conv(2 * s, width, 2 * width)
+        decoder += conv(2 * s, 2 * width, width) + units(width)
+        width *= 2
+    return encoder + conv(3, width, dim), decoder + conv(7, dim, width)
+
+
+@pytest.mark.large
+def test_paper_size():
+    codec = SoundStream()
+    codec.build()
+    assert (codec.hop_length, codec.sample_rate) == (320, 16000)
+    assert (codec.num_quantizers, codec.codebook_size) == (12, 1024)
+    counts = codec.encoder.count_params(), codec.decoder.count_params()
+    assert counts == parameters(32, 128)
+    assert 9.4e6 <= sum(counts) <= 9.85e6
+    trainable = sum(int(np.prod(w.shape)) for w in codec.trainable_weights)
+    assert trainable == sum(counts)  # codebooks learn by moving averages
+    assert codec.quantizer.embedding_sum.shape == (12, 1024, 128)
+
+
+# === Start ===
+
+
+def test_codebooks_start_from_audio(codec):
+    config = codec.get_config()
+    fresh = SoundStream.from_config(config)
+    assert float(to_numpy(fresh.initialized)) == 0
+    audio = normal(4, 30 * fresh.hop_length)
+    fresh.initialize_codebooks([audio[:2], audio[2:]])
+    assert float(to_numpy(fresh.initialized)) == 1
+    embeddings = np.concatenate([slow_embed(fresh, x) for x in audio])
+    codes = fresh.encode(audio).reshape(-1, 3)
+    levels = [codebooks(fresh)[q][codes[:, q]] for q in range(3)]
+    errors = [
+        np.square(embeddings - sum(levels[: q + 1])).mean() for q in range(3)
+    ]
+    assert errors[0] < 0.9 * np.square(embeddings).mean()
+    assert errors[2] < errors[1] < errors[0]
+    assert (np.bincount(codes[:, 0], minlength=16) > 0).all()
+
+
+def test_linear_path_starts_at_the_principal_components():
+    codec = SoundStream(num_quantizers=1, codebook_size=4, **MODES["mdct"])
+    audio = normal(2, 320)
+    codec.initialize_codebooks([audio])
+    c = to_numpy(MDCT(8)(ops.convert_to_tensor(audio))).reshape(-1, 8)
+    c = np.sign(c) * (np.sqrt(np.abs(c) + 1e-5) - np.sqrt(1e-5))
+    kernel = to_numpy(codec.analysis.kernel)
+    np.testing.assert_allclose(kernel.T @ kernel, np.eye(5), atol=1e-5)
+    kept = np.square(c @ kernel).sum()
+    best = np.square(np.linalg.svd(c, compute_uv=False)[:5]).sum()
+    assert kept == pytest.approx(best, rel=1e-4)
+    np.testing.assert_array_equal(to_numpy(codec.synthesis.kernel), kernel.T)
+    # The network beside it starts as no change at all.
+    embed = to_numpy(codec.embed(ops.convert_to_tensor(audio)))
+    np.testing.assert_allclose(embed.reshape(-1, 5), c @ kernel, atol=1e-5)
+
+
+def test_start_reads_no_more_batches_than_it_needs():
+    codec = SoundStream(num_quantizers=1, codebook_size=4, **MODES["wave"])
+    read = []
+
+    def batches():
+        for i in range(10):
+            read.append(i)
+            yield normal(2, 60, seed=i)  # 20 frames
+
+    codec.initialize_codebooks(batches(), num_frames=50)
+    assert read == [0, 1, 2]
+
+
+# === Saving ===
+
+
+def test_weights_and_config_come_back(codec, tmp_path):
+    path = str(tmp_path / "codec.weights.h5")
+    codec.save_weights(path)
+    copy = SoundStream.from_config(codec.get_config())
+    assert copy.get_config() == codec.get_config()
+    copy.build()
+    copy.load_weights(path)
+    audio = normal(2, 103)
+    codes = codec.encode(audio)
+    np.testing.assert_array_equal(copy.encode(audio), codes)
+    np.testing.assert_allclose(copy.decode(codes), codec.decode(codes))
+
+
+def test_new_weights_count_in_compiled_functions(tmp_path):
+    """Encode and decode read the weights anew, never those of the trace."""
+    codec, other = make_codec(seed=0), make_codec(seed=1)
+    audio = normal(1, 60)
+    assert (codec.encode(audio) != other.encode(audio)).any()
+    codec.set_weights(other.get_weights())
+    codes = other.encode(audio)
+    np.testing.assert_array_equal(codec.encode(audio), codes)
+    np.testing.assert_allclose(codec.decode(codes), other.decode(codes))
+
+
+def test_serializes_as_a_keras_object(wave):
+    serialized = keras.saving.serialize_keras_object(wave)
+    copy = keras.saving.deserialize_keras_object(serialized)
+    assert copy.get_config() == wave.get_config()
+
+
+# === Bad input ===
+
+
+@pytest.mark.parametrize(
+    "audio, message",
+    [
+        (np.zeros(10), r"\(batch, samples\).*\(10,\)"),
+        (np.zeros((1, 10, 1)), r"\(1, 10, 1\)"),
+        (np.zeros((1, 0)), r"zero.*\(1, 0\)"),
+        (np.zeros((0, 10)), r"zero.*\(0, 10\)"),
+        (np.array([[0.0, np.nan, np.inf]]), "2 samples that are not finite"),
+    ],
+)
+def test_bad_audio(wave, audio, message):
+    with pytest.raises(ValueError, match=message):
+        wave.encode(audio)
+    with pytest.raises(ValueError, match=message):
+        wave.initialize_codebooks([audio])
+
+
+@pytest.mark.parametrize(
+    "codes, message",
+    [
+        (np.zeros((5, 3), int), r"shape \(5, 3\)"),
+        (np.zeros((1, 5, 4), int), r"1 to 3 levels.*\(1, 5, 4\)"),
+        (np.zeros((1, 5, 0), int), r"shape \(1, 5, 0\)"),
+        (np.zeros((1, 0, 3), int), r"shape \(1, 0, 3\)"),
+        (np.zeros((1, 5, 3), "float32"), "integers.*float32"),
+        (np.full((1, 5, 3), 16), "0 to 15.*16 to 16"),
+        (np.full((1, 5, 3), -1), "0 to 15.*-1 to -1"),
+    ],
+)
+def test_bad_codes(wave, codes, message):
+    with pytest.raises(ValueError, match=message):
+        wave.decode(codes)
+
+
+@pytest.mark.parametrize("num_samples", [-1, 0, 31])
+def test_bad_number_of_samples(wave, num_samples):
+    with pytest.raises(ValueError, match=f"1 to 30.*{num_samples}"):
+        wave.decode(np.zeros((1, 5, 3), int), num_samples=num_samples)
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        (dict(transform="dct"), "transform='dct'"),
+        (dict(transform="mdct", strides=(2, 4)), r"strides=\(2, 4\)"),
+        (
+            dict(transform="mdct", strides=(1,), transform_hop=64),
+            "embedding_dim=128, transform_hop=64",
+        ),
+    ],
+)
+def test_bad_config(config, message):
+    with pytest.raises(ValueError, match=message):
+        SoundStream(**config)
+
+
+def test_start_needs_enough_audio():
+    codec = SoundStream(num_quantizers=1, codebook_size=16, **MODES["wave"])
+    with pytest.raises(ValueError, match="no audio"):
+        codec.initialize_codebooks([])
+    with pytest.raises(ValueError, match="16 codes.*Received: 10 frames"):
+        codec.initialize_codebooks([normal(1, 60)])
+    assert float(to_numpy(codec.initialized)) == 0

@@ -1,0 +1,228 @@
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_audiolm.codec.discriminators import Discriminators
+from keras_audiolm.codec.losses import CompressedSpectralLoss, MelSpectralLoss
+from keras_audiolm.codec.soundstream import SoundStream
+from keras_audiolm.codec.training import SoundStreamTrainer, audio_batches
+
+SAMPLES = 1024
+
+
+def to_numpy(x):
+    return np.array(ops.convert_to_numpy(x))
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def tone(batch=4, samples=SAMPLES):
+    phase = np.linspace(0, 3, batch)[:, None]
+    time = np.arange(samples) / 16000
+    audio = 0.3 * np.sin(2 * np.pi * 440 * time + phase)
+    return audio.astype("float32")
+
+
+def make_codec(**kwargs):
+    config = dict(
+        channels=2,
+        strides=(4, 4),
+        embedding_dim=4,
+        num_quantizers=2,
+        codebook_size=8,
+    )
+    return SoundStream(**{**config, **kwargs})
+
+
+def make_jury():
+    return Discriminators(4, 4, 1, scales=(2,), name="discriminators")
+
+
+def make_trainer(discriminators=None, **kwargs):
+    keras.utils.set_random_seed(0)
+    return SoundStreamTrainer(
+        make_codec(),
+        discriminators,
+        MelSpectralLoss(16000, windows=(256,), num_mels=16),
+        **kwargs,
+    )
+
+
+# === The GAN ===
+
+
+@pytest.fixture(scope="module")
+def start():
+    """Weights that every trainer of the module starts from."""
+    trainer = make_trainer(make_jury())
+    trainer.build()
+    trainer.codec.initialize_codebooks([tone()])
+    return (
+        [to_numpy(w) for w in trainer.codec.weights],
+        [to_numpy(w) for w in trainer.discriminators.weights],
+    )
+
+
+def changes(start, discriminators=True, **weights):
+    """What one plain SGD step changes in the codec and in the judges."""
+    trainer = make_trainer(make_jury() if discriminators else None, **weights)
+    trainer.build()
+    parts = [trainer.codec]
+    trainer.codec.set_weights(start[0])
+    if discriminators:
+        parts.append(trainer.discriminators)
+        trainer.discriminators.set_weights(start[1])
+    trainer.compile(keras.optimizers.SGD(1e-2))
+    before = [[to_numpy(w) for w in part.trainable_weights] for part in parts]
+    trainer.fit(tone(), batch_size=4, epochs=1, verbose=0)
+    return [
+        np.concatenate(
+            [
+                (to_numpy(w) - old).ravel()
+                for w, old in zip(part.trainable_weights, olds, strict=True)
+            ]
+        )
+        for part, olds in zip(parts, before, strict=True)
+    ]
+
+
+def test_each_side_of_the_gan_follows_its_own_loss(start):
+    codec_full, judges_full = changes(start)
+    codec_off, judges_off = changes(
+        start, adversarial_weight=0.0, feature_weight=0.0
+    )
+    (codec_alone,) = changes(start, discriminators=False)
+    size = np.abs(judges_full).max()
+    assert size > 1e-5
+    # The generator's terms do not reach the judges,
+    np.testing.assert_allclose(judges_off, judges_full, atol=1e-4 * size)
+    # nor the judges' term the codec,
+    size = np.abs(codec_alone).max()
+    np.testing.assert_allclose(codec_off, codec_alone, atol=1e-4 * size)
+    # while the judges' favour does.
+    assert np.abs(codec_full - codec_off).max() > 1e-2 * size
+
+
+def test_both_optimizers_train_and_every_loss_is_logged():
+    trainer = make_trainer(make_jury())
+    trainer.compile(trainer.make_optimizer(1e-3, discriminator_rate=0.0))
+    trainer.build()
+    codec, judges = trainer.codec, trainer.discriminators
+    before = [to_numpy(p.trainable_weights[0]) for p in (codec, judges)]
+    history = trainer.fit(tone(), batch_size=4, epochs=1, verbose=0).history
+    after = [to_numpy(p.trainable_weights[0]) for p in (codec, judges)]
+    assert (before[0] != after[0]).any()
+    np.testing.assert_array_equal(before[1], after[1])  # its rate is zero
+    parts = {k: v[0] for k, v in history.items() if k.endswith("_loss")}
+    assert set(parts) == {
+        "reconstruction_loss",
+        "commitment_loss",
+        "adversarial_loss",
+        "feature_loss",
+        "discriminator_loss",
+    }
+    total = sum(parts.values()) + 99 * parts["feature_loss"]
+    assert history["loss"][0] == pytest.approx(total, rel=1e-3)
+
+
+# === Fit ===
+
+
+def test_fit_starts_the_codebooks_and_learns_a_tone():
+    keras.utils.set_random_seed(0)
+    codec = make_codec(
+        strides=(1,), transform="mdct", transform_hop=16, embedding_dim=8
+    )
+    trainer = SoundStreamTrainer(
+        codec,
+        discriminators=None,
+        reconstruction_loss=CompressedSpectralLoss(
+            windows=(128,), transform_hop=16
+        ),
+    )
+    trainer.compile(trainer.make_optimizer(3e-3))
+    audio = tone()
+    assert float(to_numpy(codec.initialized)) == 0
+    history = trainer.fit(audio, batch_size=4, epochs=40, verbose=0).history
+    assert float(to_numpy(codec.initialized)) == 1
+    assert np.isfinite(history["loss"]).all()
+    assert np.mean(history["loss"][-5:]) < 0.7 * history["loss"][0]
+    # Nothing that fit started starts again.
+    books = to_numpy(codec.quantizer.embedding_sum)
+    evaluated = trainer.evaluate(audio, verbose=0, return_dict=True)
+    assert evaluated["commitment_loss"] == 0
+    assert evaluated["reconstruction_loss"] < history["loss"][0]
+    np.testing.assert_array_equal(
+        books, to_numpy(codec.quantizer.embedding_sum)
+    )
+
+
+def test_codebooks_learn_in_fit_and_nowhere_else():
+    trainer = make_trainer()
+    trainer.compile(keras.optimizers.SGD(0.0))
+    audio = tone()
+    trainer.codec.initialize_codebooks([audio])
+    quantizer = trainer.codec.quantizer
+    before = to_numpy(quantizer.usage)
+    trainer.evaluate(audio, verbose=0)
+    trainer.predict(audio, verbose=0)
+    trainer.codec.encode(audio)
+    trainer(audio)
+    np.testing.assert_array_equal(to_numpy(quantizer.usage), before)
+    trainer.fit(audio, batch_size=4, verbose=0)
+    assert (to_numpy(quantizer.usage) != before).all()
+
+
+def test_commitment_is_counted_once_a_call():
+    codec = make_codec()
+    for _ in range(2):
+        codec(tone(), training=True)
+        assert len(codec.losses) == 1
+    codec(tone())
+    assert not codec.losses
+
+
+class Crops(keras.utils.PyDataset):
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return tone() * (index + 1) / 3
+
+
+def test_audio_batches():
+    array = tone()
+    assert [b is array for b in audio_batches(array)] == [True]
+    crops = list(audio_batches(Crops()))
+    assert len(crops) == 3
+    np.testing.assert_allclose(crops[2], 3 * crops[0], rtol=1e-5)
+    batches = [array, array]
+    assert list(audio_batches(batches)) == batches
+
+
+# === Config ===
+
+
+def test_config_round_trip():
+    trainer = make_trainer(make_jury(), feature_weight=7.0)
+    config = trainer.get_config()
+    copy = SoundStreamTrainer.from_config(config)
+    assert copy.get_config() == config
+    assert copy.feature_weight == 7.0
+    assert copy.discriminators.scales == (2,)
+    assert copy.reconstruction_loss.windows == (256,)
+    alone = make_trainer(None)
+    assert SoundStreamTrainer.from_config(alone.get_config()).metrics
+    assert alone.discriminators is None
+
+
+def test_defaults_are_the_papers():
+    trainer = SoundStreamTrainer(make_codec())
+    assert trainer.discriminators.scales == (1, 2, 4)
+    assert trainer.reconstruction_loss.windows[-1] == 2048
+    weights = trainer.adversarial_weight, trainer.feature_weight
+    assert weights == (1.0, 100.0)
+    assert trainer.reconstruction_weight == 1.0
