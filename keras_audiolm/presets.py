@@ -12,6 +12,7 @@ checked against this package's before anything is built.
 """
 
 import datetime
+import importlib
 import json
 import os
 import pathlib
@@ -48,11 +49,15 @@ PART_CLASSES = {
 }
 NESTED_CLASSES = {"W2vBert", "StageBackbone"}
 KERAS_CLASSES = {"DTypePolicy"}
-# Where each class is defined, to register it before it is asked for.
+# Where each part's class, and what it nests, are defined: importing them
+# registers them, before they are asked for by name.
 MODULES = {
-    "SoundStream": "keras_audiolm.codec.soundstream",
-    "SemanticTokenizer": "keras_audiolm.semantic.tokenizer",
-    "StageLM": "keras_audiolm.language_model.stage_lm",
+    "SoundStream": ("keras_audiolm.codec.soundstream",),
+    "SemanticTokenizer": (
+        "keras_audiolm.semantic.tokenizer",
+        "keras_audiolm.semantic.w2v_bert",
+    ),
+    "StageLM": ("keras_audiolm.language_model.stage_lm",),
 }
 
 
@@ -228,16 +233,12 @@ def load_part(folder, part, load_weights=True):
     Raises:
         ValueError: on files that are missing or do not fit each other.
     """
-    import importlib
-
-    import keras
-
     config = read_config(folder, part)
     class_name = PART_CLASSES[part]
-    cls = getattr(importlib.import_module(MODULES[class_name]), class_name)
+    modules = [importlib.import_module(name) for name in MODULES[class_name]]
+    cls = getattr(modules[0], class_name)
     try:
-        with keras.utils.custom_object_scope({}):
-            model = cls.from_config(config["config"])
+        model = cls.from_config(config["config"])
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{folder / part / 'config.json'} does not fit {class_name}: "
@@ -283,7 +284,10 @@ def save_part(model, folder, dtype="float32"):
 
 
 def cast_weights(path, dtype):
-    """Rewrites the float32 arrays of a weights file in another float type."""
+    """Rewrites the float32 arrays of a weights file, smaller.
+
+    They become another float type, and are packed without further loss.
+    """
     import h5py
 
     temporary = path.with_suffix(".tmp")
@@ -296,7 +300,10 @@ def cast_weights(path, dtype):
                 return
             is_float = item.dtype == "float32" and item.shape
             data = item[()].astype(dtype) if is_float else item[()]
-            made = target.create_dataset(name, data=data)
+            packing = {"compression": "gzip", "shuffle": True}
+            made = target.create_dataset(
+                name, data=data, **(packing if is_float else {})
+            )
             made.attrs.update(item.attrs)
 
         target.attrs.update(source.attrs)
