@@ -51,8 +51,8 @@ class RotarySelfAttention(keras.layers.Layer):
 
     Call arguments:
         x: tensor of shape `(batch, frames, hidden_dim)`.
-        mask: optional boolean tensor of shape `(batch, frames)`, `False` at
-            padding: no frame attends to those.
+        padding_mask: optional boolean tensor of shape `(batch, frames)`,
+            `False` at padding: no frame attends to those.
         training: bool.
     """
 
@@ -88,7 +88,7 @@ class RotarySelfAttention(keras.layers.Layer):
             self.dropout, seed=seeds[4], dtype=self.dtype_policy
         )
 
-    def call(self, x, mask=None, training=False):
+    def call(self, x, padding_mask=None, training=False):
         batch, frames, hidden_dim = ops.shape(x)
         head_dim = x.shape[-1] // self.num_heads
         split = (batch, frames, self.num_heads, head_dim)
@@ -105,8 +105,8 @@ class RotarySelfAttention(keras.layers.Layer):
         key = ops.transpose(key, (0, 2, 3, 1))  # (batch, heads, d, frames)
         value = ops.transpose(value, (0, 2, 1, 3))
         scores = ops.cast(ops.matmul(query, key), "float32") * head_dim**-0.5
-        if mask is not None:
-            scores = ops.where(mask[:, None, None, :], scores, -1e9)
+        if padding_mask is not None:
+            scores = ops.where(padding_mask[:, None, None, :], scores, -1e9)
         weights = ops.cast(ops.softmax(scores, axis=-1), value.dtype)
         weights = self.dropout_layer(weights, training=training)
         out = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))
@@ -224,7 +224,7 @@ class ConvolutionModule(keras.layers.Layer):
 
     Call arguments:
         x: tensor of shape `(batch, frames, hidden_dim)`.
-        mask: optional boolean tensor of shape `(batch, frames)`.
+        padding_mask: optional boolean tensor of shape `(batch, frames)`.
         training: bool.
 
     Reference:
@@ -261,10 +261,10 @@ class ConvolutionModule(keras.layers.Layer):
             self.dropout, seed=seeds[3], dtype=dtype
         )
 
-    def call(self, x, mask=None, training=False):
+    def call(self, x, padding_mask=None, training=False):
         value, gate = ops.split(self.gate(self.norm(x)), 2, axis=-1)
         # Padding is zeroed where the kernel could carry it into the audio.
-        x = _mask_frames(value * ops.sigmoid(gate), mask)
+        x = _mask_frames(value * ops.sigmoid(gate), padding_mask)
         x = ops.silu(self.middle_norm(self.depthwise(x)))
         return self.dropout_layer(self.out(x), training=training)
 
@@ -336,9 +336,9 @@ class ConformerBlock(keras.layers.Layer):
     """Half feed-forward, self-attention, convolution, half feed-forward.
 
     Each of the four is added to its input; a layer norm ends the block. What
-    stands at frames outside `mask` never changes the others, so a padded
-    example gives what it gives alone. The outputs at those frames themselves
-    mean nothing.
+    stands at frames outside `padding_mask` never changes the others, so a
+    padded example gives what it gives alone. The outputs at those frames
+    themselves mean nothing.
 
     Args:
         num_heads: int. Of the self-attention, which has rotary positions.
@@ -349,8 +349,8 @@ class ConformerBlock(keras.layers.Layer):
 
     Call arguments:
         x: tensor of shape `(batch, frames, hidden_dim)`.
-        mask: optional boolean tensor of shape `(batch, frames)`, `False` at
-            padding.
+        padding_mask: optional boolean tensor of shape `(batch, frames)`,
+            `False` at padding.
         training: bool.
 
     Example:
@@ -418,12 +418,14 @@ class ConformerBlock(keras.layers.Layer):
         ):
             layer.build(input_shape)
 
-    def call(self, x, mask=None, training=False):
+    def call(self, x, padding_mask=None, training=False):
         x = x + 0.5 * self.feed_forward_start(x, training=training)
         y = self.attention_norm(x)
-        y = self.attention(y, mask=mask, training=training)
+        y = self.attention(y, padding_mask=padding_mask, training=training)
         x = x + self.attention_dropout(y, training=training)
-        x = x + self.convolution(x, mask=mask, training=training)
+        x = x + self.convolution(
+            x, padding_mask=padding_mask, training=training
+        )
         x = x + 0.5 * self.feed_forward_end(x, training=training)
         return self.norm(x)
 

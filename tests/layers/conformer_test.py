@@ -17,8 +17,12 @@ def normal(*shape, seed=0):
 
 def run(layer, x, mask=None):
     """Calls a layer compiled: one trace is faster than many small ones."""
-    args = (x,) if mask is None else (x, mask)
-    return to_numpy(CompiledFunction(layer, layer)(*args))
+    if mask is None:
+        return to_numpy(CompiledFunction(layer, layer)(x))
+    compiled = CompiledFunction(
+        layer, lambda x, mask: layer(x, padding_mask=mask)
+    )
+    return to_numpy(compiled(x, mask))
 
 
 def make_block(**kwargs):
