@@ -548,7 +548,6 @@ def get_classifier(column, corpus, folder, steps):
     classifier = AudioClassifier(
         list(files), corpus.sample_rate, CLASSIFIER_CHANNELS
     )
-    classifier.build()
     weights = folder / f"{column}.weights.h5"
     description = folder / f"{column}.json"
     if description.is_file():

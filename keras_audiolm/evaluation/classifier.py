@@ -91,6 +91,8 @@ class AudioClassifier(keras.Model):
         # === Layers ===
         self.log_mel = LogMel(sample_rate, num_mels, name="log_mel")
         self.network = keras.Sequential(self._make_layers(), name="network")
+        # Now: the mel matrix cannot be made while `fit` traces the model.
+        self.build((None, None))
         self._classify_windows = CompiledFunction(
             self, lambda windows: ops.softmax(self(windows, training=False))
         )
@@ -133,8 +135,8 @@ class AudioClassifier(keras.Model):
         ]
         return layers
 
-    def build(self, input_shape=None):
-        if self.network.built:
+    def build(self, input_shape):
+        if self.built:
             return
         self.log_mel.build((None, None))
         self.network.build((None, None, self.num_mels, 1))
@@ -174,7 +176,6 @@ class AudioClassifier(keras.Model):
             ValueError: on another rank, no samples, or samples that are not
                 finite.
         """
-        self.build()
         audio = np.asarray(ops.convert_to_numpy(audio), "float32")
         if audio.ndim not in (1, 2) or 0 in audio.shape:
             raise ValueError(

@@ -55,7 +55,6 @@ def test_learns_to_tell_two_voices_apart(files):
 def test_paper_sizes():
     """Six blocks, three poolings, 291 speakers: counted by hand."""
     classifier = AudioClassifier([str(i) for i in range(291)])
-    classifier.build()
     widths = (1, 64, 128, 256, 256, 512, 512)
     expected = 512 * 291 + 291
     for before, width in zip(widths, widths[1:], strict=False):
@@ -134,7 +133,6 @@ def test_constructor_refuses(settings, message):
 
 def test_config_and_weights_round_trip(tmp_path):
     classifier = AudioClassifier("ab", **SMALL, hop_duration=0.5, seed=1)
-    classifier.build()
     # Not what a new one would start with.
     for variable in classifier.weights:
         variable.assign(variable * 1.5 + 0.01)
@@ -142,7 +140,6 @@ def test_config_and_weights_round_trip(tmp_path):
     classifier.save_weights(path)
     copy = AudioClassifier.from_config(classifier.get_config())
     assert copy.get_config() == classifier.get_config()
-    copy.build()
     copy.load_weights(path)
     rng = np.random.default_rng(0)
     audio = rng.normal(0, 0.1, 2 * RATE).astype("float32")
