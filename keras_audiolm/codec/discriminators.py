@@ -186,9 +186,9 @@ class STFTUnit(keras.layers.Layer):
             padding="same",
             name="outer",
         )
-        self.shortcut = keras.layers.Conv2D(
-            filters, 1, strides=self.strides, padding="same", name="shortcut"
-        )
+        # A strided 1 x 1 convolution, as what it is: PyTorch 2.13 crashes in
+        # the gradient of the convolution itself.
+        self.shortcut = keras.layers.Dense(filters, name="shortcut")
 
     def build(self, input_shape):
         self.inner.build(input_shape)
@@ -197,7 +197,8 @@ class STFTUnit(keras.layers.Layer):
 
     def call(self, x):
         y = self.inner(ops.elu(x))
-        return self.shortcut(x) + self.outer(ops.elu(y))
+        s_t, s_f = self.strides
+        return self.shortcut(x[:, ::s_t, ::s_f]) + self.outer(ops.elu(y))
 
     def get_config(self):
         return {

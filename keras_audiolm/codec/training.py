@@ -94,14 +94,12 @@ class SoundStreamTrainer(keras.Model):
 
         if self.discriminators is None:
             return adam(learning_rate)
+        if discriminator_rate is None:
+            discriminator_rate = learning_rate
         return keras.optimizers.MultiOptimizer(
             keras.optimizers.OptimizerMap(
                 adam(learning_rate),
-                {
-                    r".*discriminators/.*": adam(
-                        discriminator_rate or learning_rate
-                    )
-                },
+                {r".*discriminators/.*": adam(discriminator_rate)},
             )
         )
 

@@ -9,7 +9,7 @@ from keras_audiolm.layers.mdct import MDCT
 
 MODES = {
     "wave": dict(channels=2, strides=(2, 3), embedding_dim=4),
-    "wave_deep": dict(channels=1, strides=(4, 1, 2), embedding_dim=3),
+    "wave_deep": dict(channels=2, strides=(4, 1, 2), embedding_dim=3),
     "mdct": dict(
         channels=4,
         strides=(1,),
@@ -165,7 +165,7 @@ def test_decode_matches_numpy(codec):
 def test_every_length_comes_back(codec):
     hop = codec.hop_length
     audio = normal(1, 5 * hop)
-    for samples in [*range(1, 2 * hop + 2), 5 * hop - 1, 5 * hop]:
+    for samples in [*range(1, hop + 2), 5 * hop - 1, 5 * hop]:
         codes = codec.encode(audio[:, :samples])
         frames = -(-samples // hop)
         assert codes.shape == (1, frames, 3)
@@ -208,7 +208,7 @@ def test_codes_do_not_depend_on_later_samples(codec):
     hop = codec.hop_length
     audio = normal(1, 10 * hop)
     codes = codec.encode(audio)
-    for frame in (1, 4, 9):
+    for frame in (1, 6):
         changed = audio.copy()
         changed[:, frame * hop :] = 5 * normal(1, (10 - frame) * hop, seed=1)
         after = codec.encode(changed)

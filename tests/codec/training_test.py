@@ -4,7 +4,7 @@ import pytest
 from keras import ops
 
 from keras_audiolm.codec.discriminators import Discriminators
-from keras_audiolm.codec.losses import CompressedSpectralLoss, MelSpectralLoss
+from keras_audiolm.codec.losses import MelSpectralLoss
 from keras_audiolm.codec.soundstream import SoundStream
 from keras_audiolm.codec.training import SoundStreamTrainer, audio_batches
 
@@ -132,29 +132,22 @@ def test_both_optimizers_train_and_every_loss_is_logged():
 
 
 def test_fit_starts_the_codebooks_and_learns_a_tone():
-    keras.utils.set_random_seed(0)
-    codec = make_codec(
-        strides=(1,), transform="mdct", transform_hop=16, embedding_dim=8
-    )
-    trainer = SoundStreamTrainer(
-        codec,
-        discriminators=None,
-        reconstruction_loss=CompressedSpectralLoss(
-            windows=(128,), transform_hop=16
-        ),
-    )
-    trainer.compile(trainer.make_optimizer(3e-3))
+    trainer = make_trainer()
+    codec = trainer.codec
+    codec.quantizer.dropout = 0.0
+    trainer.compile(trainer.make_optimizer(1e-2))
     audio = tone()
     assert float(to_numpy(codec.initialized)) == 0
     history = trainer.fit(audio, batch_size=4, epochs=40, verbose=0).history
     assert float(to_numpy(codec.initialized)) == 1
+    losses = history["reconstruction_loss"]
     assert np.isfinite(history["loss"]).all()
-    assert np.mean(history["loss"][-5:]) < 0.7 * history["loss"][0]
+    assert np.mean(losses[-5:]) < 0.7 * losses[0]
     # Nothing that fit started starts again.
     books = to_numpy(codec.quantizer.embedding_sum)
     evaluated = trainer.evaluate(audio, verbose=0, return_dict=True)
     assert evaluated["commitment_loss"] == 0
-    assert evaluated["reconstruction_loss"] < history["loss"][0]
+    assert evaluated["reconstruction_loss"] < 0.7 * losses[0]
     np.testing.assert_array_equal(
         books, to_numpy(codec.quantizer.embedding_sum)
     )
