@@ -65,6 +65,11 @@ class StageLM(keras.Model):
                 f"The layout has {layout.vocabulary_size} ids and the backbone "
                 f"{backbone.vocabulary_size}; they must be the same."
             )
+        if backbone.pad_id != layout.pad_id:
+            raise ValueError(
+                f"The backbone's pad_id must be the layout's {layout.pad_id}. "
+                f"Received: pad_id={backbone.pad_id}"
+            )
         self.layout = layout
         self.backbone = backbone
         self.crop_duration = crop_duration
@@ -72,7 +77,8 @@ class StageLM(keras.Model):
         self._generate = CompiledFunction(self, self._generate_frames)
 
     def build(self, input_shape=None):
-        if self.backbone.token_embedding.built:
+        # A backbone that comes from a configuration may be built already.
+        if self.built:
             return
         self.backbone.build()
         segment = self.layout.predicted
@@ -121,10 +127,6 @@ class StageLM(keras.Model):
         self.accuracy.update_state(right / count, sample_weight=count)
         return ops.sum(losses * there) / count
 
-    @property
-    def metrics(self):
-        return [*super().metrics, self.accuracy]
-
     # === Generation ===
 
     def generate(
@@ -159,8 +161,8 @@ class StageLM(keras.Model):
                 or sampling settings out of range.
         """
         check_sampling(temperature, top_k, top_p)
+        self._check(codes, num_frames)
         self.build()
-        self.layout.check(codes)
         buffers, prompt_frames = self._windows(codes, num_frames)
         name = self.layout.predicted.name
         if prompt_frames >= num_frames:
@@ -185,6 +187,24 @@ class StageLM(keras.Model):
             np.zeros(int(bool(top_k or top_p)), "int32"),
         )
         return ops.convert_to_numpy(generated)[:, :num_frames]
+
+    def _check(self, codes, num_frames):
+        if num_frames < 1:
+            raise ValueError(
+                f"`num_frames` must be 1 or more. Received: {num_frames}"
+            )
+        self.layout.check(codes)
+        batches = {name: len(block) for name, block in codes.items()}
+        if len(set(batches.values())) > 1:
+            raise ValueError(
+                f"All codes must have the same batch size. Received: {batches}"
+            )
+        name = self.layout.predicted.name
+        if np.any(np.asarray(codes.get(name, 0)) == PADDING):
+            raise ValueError(
+                f"The {name} prompt must be whole. It holds -1, which stands "
+                "for frames that are not there; cut them off."
+            )
 
     def _windows(self, codes, num_frames):
         """Every segment padded to its window, so that shapes stay the same."""
@@ -313,6 +333,8 @@ def gumbel_noise(batch, steps, size, seed, skip=0):
     if seed is None:
         seed = np.random.SeedSequence().entropy
     seed = seed if isinstance(seed, tuple) else (seed,)
+    if min(seed) < 0:
+        raise ValueError(f"`seed` must be zero or more. Received: {seed}")
     noise = np.zeros((batch, steps, size), "float32")
     for row in range(batch):
         generator = np.random.Generator(np.random.SFC64([*seed, row]))

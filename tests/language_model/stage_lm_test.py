@@ -36,9 +36,8 @@ MODELS = pytest.mark.parametrize(
     ("stage", "position"),
     [
         ("semantic", "relative"),
-        ("coarse", "relative"),
         ("coarse", "rotary"),
-        ("fine", "rotary"),
+        ("fine", "relative"),
     ],
 )
 RUNS_COMPILED = pytest.mark.skipif(
@@ -164,25 +163,27 @@ def test_truncated_sampling_is_the_slow_loop(cut):
     np.testing.assert_array_equal(result, expected)
 
 
-@MODELS
-def test_the_likeliest_code_has_three_names(stage, position):
-    lm, codes = shared(stage, position), codes_of(stage)
+def test_the_likeliest_code_has_three_names():
+    lm, codes = shared("coarse", "rotary"), codes_of("coarse")
     greedy = lm.generate(codes, FRAMES, temperature=0.0)
     for settings in ({"top_k": 1}, {"top_p": 1e-6}):
         for seed in (0, 1):
             result = lm.generate(codes, FRAMES, seed=seed, **settings)
             np.testing.assert_array_equal(result, greedy)
-    # Otherwise the test above shows nothing.
+    # Otherwise this shows nothing.
     assert np.any(lm.generate(codes, FRAMES, seed=0) != greedy)
 
 
 @MODELS
 def test_all_legal_codes_are_reached_and_no_others(stage, position):
-    lm, codes = shared(stage, position), codes_of(stage, batch=64)
-    result = lm.generate(codes, FRAMES, temperature=1000.0, seed=0)
+    lm, codes = shared(stage, position), codes_of(stage)
+    drawn = [
+        lm.generate(codes, FRAMES, temperature=1000.0, seed=seed)
+        for seed in range(6)
+    ]
     segment = lm.layout.predicted
     for level in range(segment.levels):
-        found = np.unique(result[:, :, level]).tolist()
+        found = np.unique(np.stack(drawn)[..., level]).tolist()
         assert found == list(range(segment.codebook_size))
 
 
@@ -205,7 +206,7 @@ def test_draws_follow_the_softmax():
 
 def test_conditioning_is_heard():
     codes = codes_of("coarse", prompt=FRAMES)
-    lm = shared("coarse", "relative")
+    lm = shared("coarse", "rotary")
     before = logits_of(lm, codes)
     semantic = codes["semantic"].copy()
     semantic[:, 0] = (semantic[:, 0] + 1) % 7
@@ -234,14 +235,19 @@ def test_a_row_depends_on_the_seed_and_its_number_only(stage, position):
         others[name][1] = block[1]
     mixed = lm.generate(others, FRAMES, seed=7)
     np.testing.assert_array_equal(mixed[1], result[1])
-    # One row is what row 0 of a batch is.
-    single = {name: block[:1] for name, block in codes.items()}
-    single = lm.generate(single, FRAMES, seed=7)
-    np.testing.assert_array_equal(single, result[:1])
     # Rows of the same codes are drawn apart.
     same = {name: block[[0, 0, 0]] for name, block in codes.items()}
     rows = lm.generate(same, FRAMES, temperature=5.0, seed=7)
     assert np.any(rows[0] != rows[1]) and np.any(rows[1] != rows[2])
+
+
+def test_one_row_is_row_0_of_a_batch():
+    lm, codes = shared("coarse", "rotary"), codes_of("coarse", prompt=1)
+    single = {name: block[:1] for name, block in codes.items()}
+    np.testing.assert_array_equal(
+        lm.generate(single, FRAMES, seed=7),
+        lm.generate(codes, FRAMES, seed=7)[:1],
+    )
 
 
 def test_without_a_seed_each_call_is_another():
@@ -285,7 +291,7 @@ def test_conditioning_that_is_not_there_yet_changes_nothing():
 
 
 def test_a_prompt_that_says_all_comes_back():
-    lm = shared("coarse", "relative")
+    lm = shared("coarse", "rotary")
     codes = codes_of("coarse", prompt=5)
     for num_frames in (5, 3):
         result = lm.generate(codes, num_frames)
@@ -385,7 +391,7 @@ def slow_loss(logits, target):
 
 @MODELS
 def test_the_loss_is_of_the_predicted_frames_that_are_there(stage, position):
-    lm = make(stage, position)
+    lm = shared(stage, position)
     codes = codes_of(stage, prompt=FRAMES)
     name = lm.layout.predicted.name
     codes[name][0, 4:] = -1
@@ -395,19 +401,28 @@ def test_the_loss_is_of_the_predicted_frames_that_are_there(stage, position):
     shape = (BATCH, FRAMES, segment.levels, segment.codebook_size)
     assert logits.shape == shape
     expected, accuracy = slow_loss(logits, codes[name])
-    lm.compile(optimizer="sgd")
-    result = lm.evaluate(codes, batch_size=BATCH, verbose=0, return_dict=True)
-    assert set(result) == {"loss", "accuracy"}
-    assert result["loss"] == pytest.approx(expected, rel=1e-4)
-    assert result["accuracy"] == pytest.approx(accuracy, abs=1e-6)
+    lm.accuracy.reset_state()
+    loss = lm.compute_loss(x=codes, y_pred=logits)
+    assert float(loss) == pytest.approx(expected, rel=1e-4)
+    result = float(lm.accuracy.result())
+    assert result == pytest.approx(accuracy, abs=1e-6)
     # Nothing that is told is a target.
+    lm.accuracy.reset_state()
     changed = {n: np.full_like(c, -1) for n, c in codes.items() if n != name}
     same = lm.compute_loss(x={**codes, **changed}, y_pred=logits)
     assert float(same) == pytest.approx(expected, rel=1e-4)
+    if stage == "coarse":
+        lm.compile(optimizer="sgd")
+        result = lm.evaluate(
+            codes, batch_size=BATCH, verbose=0, return_dict=True
+        )
+        assert result == pytest.approx(
+            {"loss": expected, "accuracy": accuracy}, rel=1e-4
+        )
 
 
 def test_the_loss_of_nothing_is_zero():
-    lm = shared("coarse", "relative")
+    lm = shared("coarse", "rotary")
     codes = codes_of("coarse", prompt=FRAMES)
     codes["coarse"][:] = -1
     loss = lm.compute_loss(x=codes, y_pred=logits_of(lm, codes))
@@ -422,7 +437,10 @@ def test_metrics_are_counted_once():
     assert "accuracy" in names
 
 
-@pytest.mark.parametrize("position", ["relative", "rotary"])
+@pytest.mark.parametrize(
+    "position",
+    ["relative", pytest.param("rotary", marks=pytest.mark.large)],
+)
 def test_a_pattern_is_learned_and_then_continued(position):
     # Row c is told c, and says c and the time.
     frames = np.arange(FRAMES)
@@ -485,12 +503,6 @@ def test_config_and_weights_round_trip(stage, position, tmp_path):
         np.testing.assert_array_equal(
             ops.convert_to_numpy(one), ops.convert_to_numpy(other)
         )
-    if position == "rotary":
-        codes = codes_of(stage)
-        np.testing.assert_array_equal(
-            again.generate(codes, FRAMES, seed=1),
-            lm.generate(codes, FRAMES, seed=1),
-        )
 
 
 def test_half_precision_generates():
@@ -538,7 +550,7 @@ def test_the_backbone_fits_the_layout():
 def test_settings_that_mean_nothing_are_refused(settings, message):
     settings = {"num_frames": FRAMES, **settings}
     with pytest.raises(ValueError, match=message):
-        shared("coarse", "relative").generate(codes_of("coarse"), **settings)
+        shared("coarse", "rotary").generate(codes_of("coarse"), **settings)
 
 
 @pytest.mark.parametrize(
@@ -558,4 +570,4 @@ def test_codes_that_do_not_fit_are_refused(change, message):
     codes = {**codes_of("coarse", prompt=2), **change}
     codes = {name: block for name, block in codes.items() if block is not None}
     with pytest.raises(ValueError, match=message):
-        shared("coarse", "relative").generate(codes, FRAMES)
+        shared("coarse", "rotary").generate(codes, FRAMES)
