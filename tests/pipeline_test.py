@@ -1,0 +1,309 @@
+import numpy as np
+import pytest
+import soundfile
+
+from keras_audiolm import AudioLMPipeline
+from tests.tiny import SAMPLE_RATE, tiny_pipeline
+
+
+def noise(*shape, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(0, 0.1, shape).astype("float32")
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return tiny_pipeline()
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recordings")
+    for voice in "ab":
+        (folder / voice).mkdir()
+        for i in range(2):
+            soundfile.write(
+                folder / voice / f"{i}.wav",
+                noise(SAMPLE_RATE + 1000 * i, seed=i),
+                SAMPLE_RATE,
+            )
+    return folder
+
+
+# === Generation ===
+
+
+@pytest.mark.parametrize("samples", [16000, 16001, 9999])
+def test_continuation_is_prompt_and_exactly_the_duration(pipeline, samples):
+    prompt = noise(samples)
+    audio = pipeline.generate(prompt, duration=0.73, seed=0)
+    assert audio.shape == (samples + round(0.73 * SAMPLE_RATE),)
+    assert audio.dtype == np.float32
+    np.testing.assert_array_equal(audio[:samples], prompt)
+    assert np.isfinite(audio).all()
+
+
+def test_longer_than_every_window(pipeline):
+    # The windows of the tiny stages are one second.
+    audio, tokens = pipeline.generate(
+        noise(2, 24000), duration=2.5, seed=0, return_tokens=True
+    )
+    assert audio.shape == (2, 24000 + 40000)
+    assert tokens.semantic.shape == (2, 100)
+    assert tokens.acoustic.shape == (2, 200, 3)
+
+
+def test_prompt_keeps_its_own_tokens(pipeline):
+    prompt = noise(1, 16000)
+    known = pipeline.tokenize(prompt)
+    tokens = pipeline.generate(
+        prompt, duration=0.4, seed=0, return_tokens=True
+    )[1]
+    np.testing.assert_array_equal(tokens.semantic[:, :25], known.semantic)
+    np.testing.assert_array_equal(tokens.acoustic[:, :50], known.acoustic)
+
+
+def test_seed_decides(pipeline):
+    a, b, c = (pipeline.generate(duration=0.4, seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(a, b)
+    assert np.abs(a - c).max() > 0
+
+
+def test_shapes_follow_what_was_given(pipeline):
+    prompt = noise(8000)
+    assert pipeline.generate(duration=0.2).ndim == 1
+    assert pipeline.generate(duration=0.2, batch_size=2).shape[0] == 2
+    assert pipeline.generate(prompt, duration=0.2).ndim == 1
+    assert pipeline.generate(prompt[None], duration=0.2).shape[0] == 1
+    several = pipeline.generate(prompt, duration=0.2, batch_size=2, seed=0)
+    assert several.shape == (2, 8000 + 3200)
+    assert np.abs(several[0, 8000:] - several[1, 8000:]).max() > 0
+    one = pipeline.generate(prompt, duration=0.2, seed=0)
+    np.testing.assert_allclose(several[0], one, atol=1e-5)
+
+
+def test_prompt_may_be_a_file(pipeline, tmp_path):
+    path = tmp_path / "stereo.flac"
+    sound = np.stack([noise(22050), noise(22050)], axis=1)
+    soundfile.write(path, sound, 22050)
+    audio = pipeline.generate(path, duration=0.2, seed=0)
+    assert audio.shape == (16000 + 3200,)
+
+
+def test_temperature_by_stage(pipeline):
+    greedy = [
+        pipeline.generate(duration=0.2, temperature=0, seed=s) for s in (0, 1)
+    ]
+    np.testing.assert_array_equal(*greedy)
+    partly = [
+        pipeline.generate(
+            duration=0.2,
+            temperature={"semantic": 0},
+            seed=s,
+            return_tokens=True,
+        )[1]
+        for s in (0, 1)
+    ]
+    np.testing.assert_array_equal(partly[0].semantic, partly[1].semantic)
+    assert (partly[0].acoustic != partly[1].acoustic).any()
+
+
+@pytest.mark.parametrize("samples", [16000, 12345])
+def test_resynthesis_keeps_the_length_and_what_is_said(pipeline, samples):
+    audio = noise(samples)
+    a, b = (pipeline.resynthesize(audio, seed=s) for s in (0, 1))
+    assert a.shape == b.shape == audio.shape
+    assert np.abs(a - b).max() > 0
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"duration": 0}, "duration=0"),
+        ({"duration": -1.0}, "duration=-1"),
+        ({"duration": float("nan")}, "duration"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": {"corse": 1.0}}, "corse"),
+        ({"top_k": 0}, "top_k"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"prompt": np.zeros(16000, "float32")}, "silent"),
+        ({"prompt": np.full(16000, np.nan, "float32")}, "finite"),
+        ({"prompt": noise(100)}, "short|second"),
+        ({"prompt": noise(1, 2, 16000)}, "shape"),
+        ({"prompt": np.zeros(0, "float32")}, "empty|no samples|short"),
+        ({"prompt": "no_such_file.wav"}, "no_such_file"),
+        ({"prompt": noise(2, 16000), "batch_size": 3}, "batch_size"),
+        ({"prompt": np.tile(noise(16000), 3600)}, "3600 seconds"),
+    ],
+)
+def test_bad_calls_say_what_is_wrong(pipeline, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline.generate(**{"duration": 0.2, **arguments})
+
+
+def test_untrained_parts_are_named():
+    pipeline = tiny_pipeline(trained=False)
+    with pytest.raises(ValueError, match="codec.*untrained.*fit"):
+        pipeline.generate(duration=1)
+    with pytest.raises(ValueError, match="semantic_tokenizer"):
+        pipeline.tokenize(noise(16000))
+
+
+# === Tokens ===
+
+
+def test_tokenize(pipeline):
+    audio = noise(2, 16000)
+    both = pipeline.tokenize(audio)
+    assert both.semantic.shape == (2, 25)
+    assert both.acoustic.shape == (2, 50, 3)
+    one = pipeline.tokenize(audio[1])
+    np.testing.assert_array_equal(one.semantic, both.semantic[1])
+    np.testing.assert_array_equal(one.acoustic, both.acoustic[1])
+
+
+def test_long_audio_gives_the_codes_of_the_whole(pipeline):
+    audio = noise(1, 33 * SAMPLE_RATE)
+    codes = pipeline.tokenize(audio).acoustic
+    whole = pipeline.codec.encode(audio)
+    assert codes.shape == whole.shape
+    assert (codes == whole).mean() > 0.999  # ties may fall either way
+
+
+def test_clips_of_different_lengths_get_their_own_tokens(pipeline):
+    clips = [noise(n, seed=n) for n in (9000, 16000, 700, 20001)]
+    tokens = pipeline.tokenize_many(clips, batch_size=3)
+    for clip, (semantic, acoustic) in zip(clips, tokens, strict=True):
+        alone = pipeline.tokenize(clip)
+        assert semantic.shape == alone.semantic.shape
+        assert acoustic.shape == alone.acoustic.shape
+        assert (semantic == alone.semantic).mean() > 0.9
+        assert (acoustic == alone.acoustic).mean() > 0.99
+
+
+# === Training ===
+
+
+def fit(pipeline, recordings, folder, **kwargs):
+    settings = {
+        "steps_per_epoch": 1,
+        "batch_size": 2,
+        "verbose": 0,
+        "token_dir": folder / "tokens",
+        **kwargs,
+    }
+    return pipeline.fit(recordings, **settings)
+
+
+@pytest.mark.large
+def test_fit_trains_every_part_and_the_result_generates(recordings, tmp_path):
+    pipeline = tiny_pipeline(trained=False)
+    history = fit(pipeline, recordings, tmp_path, validation_data=recordings)
+    assert list(history) == pipeline.part_names == pipeline.trained_parts
+    for part in history.values():
+        assert np.isfinite(part["loss"]).all()
+        assert np.isfinite(part["val_loss"]).all()
+    assert pipeline.generate(duration=0.2, seed=0).shape == (3200,)
+
+
+@pytest.mark.large
+def test_stopped_and_resumed_equals_uninterrupted(recordings, tmp_path):
+    def train(epochs_before_stop, folder):
+        import keras
+
+        class Stop(keras.callbacks.Callback):
+            def on_epoch_begin(self, epoch, logs=None):
+                if epoch == epochs_before_stop:
+                    raise KeyboardInterrupt
+
+        def run(callbacks):
+            pipeline = tiny_pipeline()
+            fit(
+                pipeline,
+                recordings,
+                folder,
+                parts=["semantic_lm", "coarse_lm"],
+                epochs=3,
+                steps_per_epoch=2,
+                checkpoint_dir=folder / "checkpoints",
+                callbacks=callbacks,
+            )
+            return pipeline
+
+        if epochs_before_stop is not None:
+            with pytest.raises(KeyboardInterrupt):
+                run([Stop()])
+        return run(None)
+
+    whole = train(None, tmp_path / "whole")
+    parts = train(2, tmp_path / "parts")
+    for name in ("semantic_lm", "coarse_lm"):
+        for a, b in zip(
+            whole.part(name).get_weights(),
+            parts.part(name).get_weights(),
+            strict=True,
+        ):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_finished_parts_are_not_trained_again(recordings, tmp_path):
+    settings = {
+        "parts": ["semantic_lm"],
+        "checkpoint_dir": tmp_path / "checkpoints",
+    }
+    first = tiny_pipeline()
+    fit(first, recordings, tmp_path, **settings)
+    second = tiny_pipeline()
+    history = fit(second, recordings, tmp_path, **settings)
+    assert history == {"semantic_lm": {}}
+    for a, b in zip(
+        first.semantic_lm.get_weights(),
+        second.semantic_lm.get_weights(),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_new_tokenizer_makes_language_models_untrained(recordings, tmp_path):
+    pipeline = tiny_pipeline()
+    pipeline.mark_trained("codec")
+    assert pipeline.trained_parts == [
+        "codec",
+        "semantic_tokenizer",
+        "semantic_lm",
+    ]
+    pipeline.mark_trained("semantic_tokenizer")
+    assert pipeline.trained_parts == ["codec", "semantic_tokenizer"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"parts": ["vocoder"]}, "vocoder"),
+        ({"epochs": 0}, "epochs"),
+        ({"batch_size": {"codec": 0}}, "batch_size"),
+        ({"data": []}, "empty"),
+    ],
+)
+def test_bad_training_calls_say_what_is_wrong(
+    pipeline, recordings, arguments, message
+):
+    with pytest.raises(ValueError, match=message):
+        pipeline.fit(**{"data": recordings, "verbose": 0, **arguments})
+
+
+def test_folder_without_audio(pipeline, tmp_path):
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        pipeline.fit(tmp_path)
+
+
+def test_compile_names_a_part_that_is_not_there(pipeline):
+    with pytest.raises(ValueError, match="vocoder"):
+        pipeline.compile(vocoder="adam")
+
+
+def test_missing_part_is_named():
+    parts = tiny_pipeline(trained=False)._parts
+    with pytest.raises(ValueError, match="coarse_lm"):
+        AudioLMPipeline({k: v for k, v in parts.items() if k != "coarse_lm"})
