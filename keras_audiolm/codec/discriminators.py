@@ -100,7 +100,7 @@ class STFTDiscriminator(keras.layers.Layer):
 
     Returns:
         A list of feature maps `(batch, time, bins, channels)`, the logits
-        last.
+        `(batch, time, 1)` last.
 
     Reference:
      - [SoundStream, section III-D, Figure 4](https://arxiv.org/abs/2107.03312)
@@ -126,9 +126,11 @@ class STFTDiscriminator(keras.layers.Layer):
                 ]
             )
         ]
-        bins = -(-(window // 2) // 2**6)
-        self.to_logits = keras.layers.Conv2D(
-            1, (1, bins), name="to_logits", dtype="float32"
+        # The paper's 1 x F/2^6 convolution spans all bins that are left, so
+        # it is a dense layer of them.
+        self.bins = -(-(window // 2) // 2**6)
+        self.to_logits = keras.layers.Dense(
+            1, name="to_logits", dtype="float32"
         )
 
     def build(self, input_shape):
@@ -138,7 +140,7 @@ class STFTDiscriminator(keras.layers.Layer):
         for unit in self.units:
             unit.build(shape)
             shape = (*shape[:-1], unit.filters)
-        self.to_logits.build(shape)
+        self.to_logits.build((None, None, self.bins * shape[-1]))
 
     def call(self, audio):
         re, im = ops.stft(
@@ -151,7 +153,10 @@ class STFTDiscriminator(keras.layers.Layer):
         for unit in self.units:
             x = unit(x)
             features.append(x)
-        return [*features, self.to_logits(ops.elu(x))]
+        x = ops.reshape(
+            ops.elu(x), (ops.shape(x)[0], -1, self.bins * x.shape[-1])
+        )
+        return [*features, self.to_logits(x)]  # logits (batch, time, 1)
 
     def get_config(self):
         return {
