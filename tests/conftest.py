@@ -1,4 +1,4 @@
-"""What all tests share: full tracebacks, and which tests are `core`.
+"""What all tests share: how they compile, and which of them are `core`.
 
 `core` tests run on all three backends (`make test`), the others on JAX only.
 Every test is core unless it stands in a file that never calls the backend
@@ -10,6 +10,11 @@ import pathlib
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Tiny models take longer to compile than to run: XLA is told to hurry, and
+# what it made is kept for the next run and for sub-processes.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", ".cache/jax")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import keras
 import pytest
