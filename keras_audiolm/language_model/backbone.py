@@ -123,7 +123,8 @@ class DecoderBlock(keras.layers.Layer):
         seed=0,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        # Bias and times stay float32, and x comes in the right type.
+        super().__init__(autocast=False, **kwargs)
         if hidden_dim % num_heads:
             raise ValueError(
                 "`hidden_dim` must be a multiple of `num_heads`. Received: "
@@ -155,7 +156,9 @@ class DecoderBlock(keras.layers.Layer):
         self.gate = dense(intermediate_dim, "gate")
         self.up = dense(intermediate_dim, "up")
         self.down = dense(hidden_dim, "down")
-        self.drop = keras.layers.Dropout(dropout, seed=seed)
+        self.drop = keras.layers.Dropout(
+            dropout, seed=seed, dtype=self.dtype_policy
+        )
 
     def build(self, input_shape):
         inner = (*input_shape[:-1], self.intermediate_dim)
@@ -287,7 +290,8 @@ class StageBackbone(keras.Model):
         seed=0,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        # Times stay float32: bfloat16 has no frame 257.
+        super().__init__(autocast=False, **kwargs)
         if position not in ("relative", "rotary"):
             raise ValueError(
                 "`position` must be 'relative' or 'rotary'. "
@@ -302,6 +306,7 @@ class StageBackbone(keras.Model):
                 0.02, seed=seed
             ),
             name="token_embedding",
+            dtype=self.dtype_policy,
         )
         self.blocks = [
             DecoderBlock(
@@ -316,7 +321,7 @@ class StageBackbone(keras.Model):
             for i in range(num_layers)
         ]
         self.final_norm = keras.layers.RMSNormalization(
-            epsilon=1e-6, name="final_norm"
+            epsilon=1e-6, name="final_norm", dtype=self.dtype_policy
         )
         if position == "relative":
             self.relative_bias = RelativeBias(
@@ -326,7 +331,9 @@ class StageBackbone(keras.Model):
                 dtype="float32",
                 name="relative_bias",
             )
-        self.embedding_drop = keras.layers.Dropout(dropout, seed=seed)
+        self.embedding_drop = keras.layers.Dropout(
+            dropout, seed=seed, dtype=self.dtype_policy
+        )
 
         # === Config ===
         self.vocabulary_size = vocabulary_size

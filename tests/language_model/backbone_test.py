@@ -147,7 +147,8 @@ def test_the_bias_is_a_gather_and_so_is_its_gradient(length):
     for i, j, bucket in zip(query, key, buckets, strict=True):
         expected[:, bucket] += upstream[:, i, j]
     result = gradient(
-        lambda: ops.sum(layer(length=length) * upstream), layer.table
+        lambda: ops.sum(ops.multiply(layer(length=length), upstream)),
+        layer.table,
     )
     np.testing.assert_allclose(result, expected, atol=1e-5)
 
@@ -250,8 +251,9 @@ def test_nothing_depends_on_what_comes_later(position):
     hidden = run(backbone(position), ids)
     for k in range(1, LENGTH):
         difference = np.abs(hidden[k] - hidden[0]).max(axis=-1)
-        assert np.all(difference[:k] < 1e-6)
-        assert np.all(difference[k:] > 1e-5)
+        assert np.all(difference[:k] < 1e-5)
+        assert difference[k] > 1e-4
+        assert k == LENGTH - 1 or difference[k + 1 :].max() > 1e-6
 
 
 @BOTH
@@ -354,7 +356,9 @@ def test_half_precision_is_near(position):
     half.build()
     half.set_weights(backbone(position).get_weights())
     ids = ids_of()
-    error = run(half, ids) - run(backbone(position), ids)
+    # Late enough that bfloat16 could not tell its frames apart.
+    late = times_of() + 1000
+    error = run(half, ids, late) - run(backbone(position), ids, late)
     assert np.sqrt(np.mean(error**2)) < 0.1
 
 
