@@ -185,8 +185,9 @@ def reconstruct(codec, clips, levels=None):
 
 
 def padded_length(samples, sample_rate):
-    """The next power of two of seconds, in samples."""
-    return sample_rate * 2 ** math.ceil(math.log2(samples / sample_rate))
+    """The next of 1, 2, 4, 8, ... seconds, in samples."""
+    octaves = math.ceil(math.log2(samples / sample_rate))
+    return sample_rate * 2 ** max(octaves, 0)
 
 
 def measure_codec(pipeline, corpus, corpora):
