@@ -360,20 +360,40 @@ class AudioLMPipeline:
         """
         results = [None] * len(clips)
         order = sorted(range(len(clips)), key=lambda i: len(clips[i]))
-        for begin in range(0, len(order), batch_size):
-            indices = order[begin : begin + batch_size]
-            lengths = [len(clips[i]) for i in indices]
-            # Rows of silence keep the shape, and so the compiled program.
-            audio = np.zeros((batch_size, max(lengths)), "float32")
-            for row, i in enumerate(indices):
-                audio[row, : len(clips[i])] = clips[i]
-            lengths += [max(lengths)] * (batch_size - len(indices))
-            semantic, acoustic = self._tokenize_padded(audio, lengths)
-            for row, i in enumerate(indices):
-                s = -(-lengths[row] // self.semantic_tokenizer.hop_length)
-                a = -(-lengths[row] // self.codec.hop_length)
-                results[i] = (semantic[row, :s], acoustic[row, :a])
+        longest = TOKENIZE_DURATION * self.sample_rate
+        while order:
+            # Long recordings go one by one, to bound the memory.
+            rows = batch_size if len(clips[order[0]]) <= longest else 1
+            indices, order = order[:rows], order[rows:]
+            if len(clips[indices[-1]]) > longest and len(indices) > 1:
+                short = [i for i in indices if len(clips[i]) <= longest]
+                order = indices[len(short) :] + order
+                indices = short
+            tokens = self._tokenize_batch([clips[i] for i in indices], rows)
+            for i, pair in zip(indices, tokens, strict=True):
+                results[i] = pair
         return results
+
+    def _tokenize_batch(self, clips, rows):
+        """Tokens of up to `rows` clips, as one padded batch."""
+        lengths = [len(clip) for clip in clips]
+        # Rows of silence keep the shape, and so the compiled program.
+        audio = np.zeros((rows, max(lengths)), "float32")
+        for row, clip in enumerate(clips):
+            audio[row, : len(clip)] = clip
+        padded = lengths + [max(lengths)] * (rows - len(clips))
+        semantic, acoustic = self._tokenize_padded(audio, padded)
+        frames = [
+            (
+                -(-length // self.semantic_tokenizer.hop_length),
+                -(-length // self.codec.hop_length),
+            )
+            for length in lengths
+        ]
+        return [
+            (semantic[row, :s], acoustic[row, :a])
+            for row, (s, a) in enumerate(frames)
+        ]
 
     # === Generation ===
 

@@ -14,6 +14,8 @@ from keras_audiolm.data.audio import AudioFileError, load_audio
 
 # Files of one shard: what a stop can lose, at most.
 FILES_PER_SHARD = 256
+# Audio that is held in memory while a shard is made, and one more file.
+SECONDS_AT_ONCE = 1200.0
 
 
 def tokenize_corpus(files, folder, tokenize, sample_rate, identity):
@@ -81,14 +83,18 @@ def _check_index(folder, index):
 
 
 def _write_shard(path, files, tokenize, sample_rate):
-    kept, audio, skipped = [], [], {}
+    kept, audio, tokens, skipped = [], [], [], {}
     for file in files:
         try:
             audio.append(load_audio(file, sample_rate))
             kept.append(file)
         except AudioFileError as error:
             skipped[str(file)] = error.reason
-    tokens = tokenize(audio)
+        if sum(map(len, audio)) > SECONDS_AT_ONCE * sample_rate:
+            tokens += tokenize(audio)
+            audio = []
+    if audio:
+        tokens += tokenize(audio)
     levels = tokens[0][1].shape[1] if tokens else 1
     semantic = [s for s, _ in tokens]
     acoustic = [a for _, a in tokens]
