@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import os
 import pathlib
+import platform
 import sys
 import time
 
@@ -364,6 +365,17 @@ def say(message):
     print(message, file=sys.stderr, flush=True)
 
 
+def keep_compiled_programs():
+    """Has JAX keep what it compiles, so that the next call starts at once.
+
+    The folder is this machine's own: programs are compiled for its processor.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    folder = pathlib.Path(home) / "keras_audiolm" / "jax" / platform.node()
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+
 def load_pipeline(args, load_weights=True):
     """Checks the preset's name, then imports Keras and loads the preset."""
     preset = args.preset
@@ -372,6 +384,7 @@ def load_pipeline(args, load_weights=True):
     if args.backend:
         os.environ["KERAS_BACKEND"] = args.backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    keep_compiled_programs()
     say(f"Loading {preset} ...")
     start = time.perf_counter()
     from keras_audiolm import AudioLMPipeline

@@ -274,13 +274,24 @@ def save_part(model, folder, dtype="float32"):
     import keras
 
     folder.mkdir(parents=True, exist_ok=True)
-    config = keras.saving.serialize_keras_object(model)
-    for key in ("build_config", "compile_config"):
-        config.pop(key, None)
+    config = _without_state(keras.saving.serialize_keras_object(model))
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     model.save_weights(folder / WEIGHTS)
     if dtype != "float32":
         cast_weights(folder / WEIGHTS, dtype)
+
+
+def _without_state(config):
+    """A configuration without what `build` and `compile` left, at any depth."""
+    if isinstance(config, list):
+        return [_without_state(item) for item in config]
+    if not isinstance(config, dict):
+        return config
+    return {
+        key: _without_state(value)
+        for key, value in config.items()
+        if key not in ("build_config", "compile_config")
+    }
 
 
 def cast_weights(path, dtype):

@@ -319,3 +319,41 @@ def test_ctrl_c_says_how_to_go_on(
     assert f"goes on from {out}-checkpoints" in capsys.readouterr().err
     assert run("sample", "-o", pathlib.Path("out.wav")) == 130
     assert capsys.readouterr().err.endswith("keras-audiolm: stopped\n")
+
+
+# === The real pipeline ===
+
+
+@pytest.mark.large
+def test_trains_and_uses_what_it_trained(
+    tiny_preset, prompt, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    voices, mine = tmp_path / "voices", tmp_path / "mine"
+    voices.mkdir()
+    prompt.rename(voices / "0.wav")
+    few = ("--steps-per-epoch", 1, "--batch-size", 2, "--parts", "coarse_lm")
+    where = ("--preset", tiny_preset, "--out", mine)
+    assert run("train", voices, *where, *few) == 0
+    assert (mine / "metadata.json").is_file()
+    # The same again: what is done is not done again.
+    assert run("train", voices, *where, *few) == 0
+
+    prompt = voices / "0.wav"
+    common = ("--preset", mine, "--seed", 0, "--temperature", "fine=0.5")
+    short = ("--duration", 0.2, "--num", 2, "--top-k", 3)
+    out = tmp_path / "out.wav"
+    assert run("continue", prompt, "-o", out, *short, *common) == 0
+    for name in ("out-1.wav", "out-2.wav"):
+        made = load_audio(tmp_path / name, 16000)
+        assert made.shape == (16000 + 3200,)
+    assert run("resynthesize", prompt, "-o", out, *common) == 0
+    assert load_audio(out, 16000).shape == (16000,)
+    tokens = tmp_path / "tokens.npz"
+    assert run("tokenize", prompt, "-o", tokens, "--preset", mine) == 0
+    with np.load(tokens) as file:
+        assert file["semantic"].shape == (25,)
+        assert file["acoustic"].shape == (50, 3)
+    capsys.readouterr()
+    assert run("sample", "-o", out, "--temperature", -1, *common[:2]) == 1
+    assert "temperature" in error_line(capsys)

@@ -29,6 +29,16 @@ BACKEND_FREE = (
 )
 
 
+@pytest.fixture(scope="session")
+def tiny_preset(tmp_path_factory):
+    """Folder of a preset with tiny models that count as trained."""
+    from tests.tiny import tiny_pipeline
+
+    folder = tmp_path_factory.mktemp("presets") / "tiny"
+    tiny_pipeline().save_to_preset(folder)
+    return folder
+
+
 def pytest_configure(config):
     keras.config.disable_traceback_filtering()
 

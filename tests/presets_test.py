@@ -62,7 +62,7 @@ def test_half_precision_is_half_the_size(pipeline, saved, tmp_path):
     for a, b in zip(
         pipeline.codec.get_weights(), loaded.codec.get_weights(), strict=True
     ):
-        np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4)
+        np.testing.assert_allclose(a, b, rtol=4e-3, atol=1e-4)
 
 
 def test_without_weights_nothing_is_trained(saved):

@@ -1,5 +1,6 @@
 """A whole pipeline small enough to train and to sample in seconds."""
 
+import keras
 import numpy as np
 
 from keras_audiolm import (
@@ -27,6 +28,7 @@ def tiny_pipeline(trained=True):
         `AudioLMPipeline` at 16 kHz: 25 semantic frames a second and 50
         acoustic ones, of three levels.
     """
+    keras.utils.set_random_seed(0)
     parts = {
         "codec": tiny_codec(),
         "semantic_tokenizer": tiny_semantic_tokenizer(),

@@ -144,13 +144,13 @@ def slow_codes(codec, embeddings):
 
 
 def test_encode_matches_numpy(codec):
-    audio = normal(2, 103)
+    audio = normal(2, 45)
     expected = [slow_codes(codec, slow_embed(codec, x)) for x in audio]
     np.testing.assert_array_equal(codec.encode(audio), expected)
 
 
 def test_decode_matches_numpy(codec):
-    codes = np.random.default_rng(0).integers(0, 16, (2, 9, 3))
+    codes = np.random.default_rng(0).integers(0, 16, (2, 7, 3))
     for levels in (1, 3):
         expected = [
             slow_render(
@@ -181,14 +181,14 @@ def test_every_length_comes_back(codec):
 
 
 def test_call_is_decode_of_encode(codec):
-    samples = 103  # a part of a hop is left over
+    samples = 45  # a part of a hop is left over
     audio = normal(2, samples)
     expected = codec.decode(codec.encode(audio), num_samples=samples)
     np.testing.assert_allclose(run(codec, codec, audio), expected, atol=1e-4)
 
 
 def test_batch_equals_single(codec):
-    audio = normal(3, 100)
+    audio = normal(2, 45)
     codes = codec.encode(audio)
     alone = np.concatenate([codec.encode(row[None]) for row in audio])
     np.testing.assert_array_equal(codes, alone)
@@ -346,7 +346,7 @@ def test_weights_and_config_come_back(codec, tmp_path):
     assert copy.get_config() == codec.get_config()
     copy.build()
     copy.load_weights(path)
-    audio = normal(2, 103)
+    audio = normal(2, 45)
     codes = codec.encode(audio)
     np.testing.assert_array_equal(copy.encode(audio), codes)
     np.testing.assert_allclose(copy.decode(codes), codec.decode(codes))

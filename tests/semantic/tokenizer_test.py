@@ -145,6 +145,7 @@ def test_round_trip(tokenizer, tmp_path):
     np.testing.assert_array_equal(tokenizer.encode(audio), again.encode(audio))
 
 
+@pytest.mark.large  # starts another Python
 def test_loads_where_nothing_else_was_imported(tokenizer):
     config = json.dumps(keras.saving.serialize_keras_object(tokenizer))
     code = (
