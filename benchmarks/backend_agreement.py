@@ -48,9 +48,9 @@ def run(backend, preset, folder):
     """What a process with that backend measures."""
     path = os.path.join(folder, f"{backend}.npz")
     command = [sys.executable, __file__, "--preset", preset, "--write", path]
-    subprocess.run(
-        command, check=True, env={**os.environ, "KERAS_BACKEND": backend}
-    )
+    root = str(pathlib.Path(__file__).parents[1])
+    env = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": root}
+    subprocess.run(command, check=True, env=env)
     with np.load(path) as result:
         return dict(result)
 

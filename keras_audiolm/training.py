@@ -365,6 +365,8 @@ def run_fit(model, part, plan, training, validation):
     )
     callbacks = [follow, *plan.callbacks]
     if plan.checkpoint_dir:
+        # Only an optimizer that is built gets its moments back.
+        model.optimizer.build(model.trainable_variables)
         backup = plan.checkpoint_dir / part / "backup"
         backup.mkdir(parents=True, exist_ok=True)
         callbacks.append(keras.callbacks.BackupAndRestore(str(backup)))
