@@ -15,7 +15,7 @@ import time
 
 from keras_audiolm._backend import BACKENDS
 from keras_audiolm._bundled import suggest
-from keras_audiolm.presets import PARTS, find_preset
+from keras_audiolm.presets import PARTS, check_target, find_preset
 from keras_audiolm.version import __version__
 
 DEFAULT_PRESET = "voices_small"
@@ -499,25 +499,13 @@ def run_tokenize(args):
     report(args.output, what, seconds, elapsed)
 
 
-def check_preset_output(path):
-    """Refuses an output folder that holds something else than a preset."""
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"--out {path} is a file: give a folder.")
-    other = path.is_dir() and any(path.iterdir())
-    if other and not (path / "metadata.json").is_file():
-        raise ValueError(
-            f"--out {path} holds files but is not a preset (it has no "
-            "metadata.json): give a new folder."
-        )
-
-
 def run_train(args):
     from keras_audiolm.data.audio import find_audio_files
 
     files = find_audio_files(args.folder)
     if args.validation:
         find_audio_files(args.validation)
-    check_preset_output(args.out)
+    check_target(args.out)
     checkpoint_dir = args.checkpoint_dir or f"{args.out}-checkpoints"
     pipeline = load_pipeline(args, load_weights=not args.from_scratch)
     say(f"Training on {len(files)} files; checkpoints in {checkpoint_dir} ...")

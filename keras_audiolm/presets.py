@@ -271,14 +271,22 @@ def _load_weights(model, path):
 
 def save_part(model, folder, dtype="float32"):
     """Writes a part's `config.json` and `model.weights.h5`."""
-    import keras
-
-    folder.mkdir(parents=True, exist_ok=True)
-    config = _without_state(keras.saving.serialize_keras_object(model))
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_config(part_config(model), folder)
     model.save_weights(folder / WEIGHTS)
     if dtype != "float32":
         cast_weights(folder / WEIGHTS, dtype)
+
+
+def write_config(config, folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def part_config(model):
+    """The configuration that `config.json` holds of a model."""
+    import keras
+
+    return _without_state(keras.saving.serialize_keras_object(model))
 
 
 def _without_state(config):
@@ -329,6 +337,22 @@ def cast_weights(path, dtype):
     os.replace(temporary, path)
 
 
+def check_target(folder):
+    """The `pathlib.Path` of a folder that a preset may be written to.
+
+    Raises:
+        ValueError: if something else than a preset stands there.
+    """
+    folder = pathlib.Path(folder).expanduser()
+    if folder.exists() and not (folder / "metadata.json").is_file():
+        if not folder.is_dir() or any(folder.iterdir()):
+            raise ValueError(
+                f"{folder} exists and is not a preset; it is left alone. Give "
+                "another folder."
+            )
+    return folder
+
+
 def save_preset(folder, parts, trained, configs, card=None, dtype="float32"):
     """Writes a whole preset, or nothing.
 
@@ -345,25 +369,18 @@ def save_preset(folder, parts, trained, configs, card=None, dtype="float32"):
         card: str. The text of README.md.
         dtype: str. Of the weights on disk.
     """
-    folder = pathlib.Path(folder).expanduser()
-    if folder.exists() and not (folder / "metadata.json").is_file():
-        if not folder.is_dir() or any(folder.iterdir()):
-            raise ValueError(
-                f"{folder} exists and is not a preset; it is left alone. Give "
-                "another folder."
-            )
+    folder = check_target(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = pathlib.Path(
         tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent)
     )
     try:
         for name, model in parts.items():
-            if model is None or name not in trained:
-                (temporary / name).mkdir()
-                text = json.dumps(configs[name], indent=2) + "\n"
-                (temporary / name / "config.json").write_text(text)
-            else:
+            if name in trained:
                 save_part(model, temporary / name, dtype)
+            else:
+                config = configs[name] if model is None else part_config(model)
+                write_config(config, temporary / name)
         write_metadata(temporary, parts, trained)
         if card:
             (temporary / "README.md").write_text(card)

@@ -281,7 +281,7 @@ def test_train_refuses_folders_it_cannot_use(
     assert run("train", prompt.parent, "--out", prompt.parent) == 1
     assert "not a preset" in error_line(capsys)
     assert run("train", prompt.parent, "--out", prompt) == 1
-    assert "is a file" in error_line(capsys)
+    assert "not a preset" in error_line(capsys)
     assert pipeline.calls == []
 
 

@@ -282,3 +282,29 @@ def test_hub_packages_are_asked_for(monkeypatch, module):
     address = {"kagglehub": "kaggle://a", "huggingface_hub": "hf://a"}[module]
     with pytest.raises(ValueError, match=rf"{module}.*\[hub\]"):
         AudioLMPipeline.from_preset(address)
+
+
+def test_untrained_parts_keep_their_sizes(tmp_path):
+    pipeline = tiny_pipeline(trained=False)
+    pipeline.save_to_preset(tmp_path / "sizes")
+    loaded = AudioLMPipeline.from_preset(tmp_path / "sizes")
+    assert loaded.trained_parts == []
+    assert loaded.codec.get_config() == pipeline.codec.get_config()
+    assert not list(tmp_path.rglob("*.h5"))
+
+
+def test_a_preset_does_not_hold_how_it_was_trained(tmp_path):
+    pipeline = tiny_pipeline()
+    pipeline.semantic_tokenizer.encoder.compile("adamw")
+    pipeline.coarse_lm.compile("adamw")
+    pipeline.save_to_preset(tmp_path / "compiled")
+    for path in tmp_path.rglob("config.json"):
+        assert "AdamW" not in path.read_text()
+    loaded = AudioLMPipeline.from_preset(tmp_path / "compiled")
+    for name in loaded.part_names:
+        for a, b in zip(
+            loaded.part(name).get_weights(),
+            pipeline.part(name).get_weights(),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(a, b)

@@ -9,6 +9,8 @@ from keras_audiolm.codec.soundstream import SoundStream
 from keras_audiolm.codec.training import SoundStreamTrainer, audio_batches
 
 SAMPLES = 1024
+# TensorFlow would spend minutes on compiling what runs for milliseconds.
+JIT = keras.backend.backend() == "jax"
 
 
 def to_numpy(x):
@@ -92,7 +94,7 @@ def changes(start, discriminators=True, **weights):
     if discriminators:
         parts.append(trainer.discriminators)
         trainer.discriminators.set_weights(start[1])
-    trainer.compile(keras.optimizers.SGD(1e-2))
+    trainer.compile(keras.optimizers.SGD(1e-2), jit_compile=JIT)
     before = [[to_numpy(w) for w in part.trainable_weights] for part in parts]
     trainer.fit(tone(), batch_size=4, epochs=1, verbose=0)
     return [
@@ -125,7 +127,8 @@ def test_each_side_of_the_gan_follows_its_own_loss(start):
 
 def test_both_optimizers_train_and_every_loss_is_logged():
     trainer = make_trainer(make_jury())
-    trainer.compile(trainer.make_optimizer(1e-3, discriminator_rate=0.0))
+    optimizer = trainer.make_optimizer(1e-3, discriminator_rate=0.0)
+    trainer.compile(optimizer, jit_compile=JIT)
     trainer.build()
     codec, judges = trainer.codec, trainer.discriminators
     before = [to_numpy(p.trainable_weights[0]) for p in (codec, judges)]
@@ -152,7 +155,7 @@ def test_fit_starts_the_codebooks_and_learns_a_tone():
     trainer = make_trainer()
     codec = trainer.codec
     codec.quantizer.dropout = 0.0
-    trainer.compile(trainer.make_optimizer(1e-2))
+    trainer.compile(trainer.make_optimizer(1e-2), jit_compile=JIT)
     audio = tone()
     assert float(to_numpy(codec.initialized)) == 0
     history = trainer.fit(audio, batch_size=4, epochs=40, verbose=0).history
@@ -172,7 +175,7 @@ def test_fit_starts_the_codebooks_and_learns_a_tone():
 
 def test_codebooks_learn_in_fit_and_nowhere_else():
     trainer = make_trainer()
-    trainer.compile(keras.optimizers.SGD(0.0))
+    trainer.compile(keras.optimizers.SGD(0.0), jit_compile=JIT)
     audio = tone()
     trainer.codec.initialize_codebooks([audio])
     quantizer = trainer.codec.quantizer

@@ -5,7 +5,8 @@ import runpy
 
 import pytest
 
-from keras_audiolm import AudioLMPipeline, load_audio
+from keras_audiolm import AudioLMPipeline, SoundStream, load_audio
+from tests.tiny import tiny_pipeline
 
 EXAMPLES = pathlib.Path(__file__).resolve().parents[2] / "examples"
 HEADER = (
@@ -54,11 +55,29 @@ def test_continue_speech(tiny_preset, tmp_path, monkeypatch, capsys):
     assert "Acoustic tokens: (25, 3)" in printed
 
 
-def test_train_on_your_own_audio(tiny_preset, tmp_path, monkeypatch):
+@pytest.fixture
+def untrained_preset(tmp_path):
+    """The sizes to train: as in `voices_small`, without discriminators."""
+    pipeline = tiny_pipeline(trained=False)
+    parts = {name: pipeline.part(name) for name in pipeline.part_names}
+    parts["codec"] = SoundStream(
+        channels=2,
+        strides=(1,),
+        embedding_dim=8,
+        num_quantizers=3,
+        codebook_size=16,
+        transform="mdct",
+    )
+    AudioLMPipeline(parts).save_to_preset(tmp_path / "sizes")
+    return tmp_path / "sizes"
+
+
+@pytest.mark.large
+def test_train_on_your_own_audio(untrained_preset, tmp_path, monkeypatch):
     names = run(
         "train_on_your_own_audio.py",
         monkeypatch,
-        preset=tiny_preset,
+        preset=untrained_preset,
         steps=1,
         batch_size=2,
         duration=0.4,
