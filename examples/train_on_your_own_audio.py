@@ -96,7 +96,7 @@ pipeline.fit(FOLDER, parts=["codec"], **settings)
 
 recording = load_audio(files[0], pipeline.sample_rate)
 codes = pipeline.codec.encode(recording[None])  # (1, frames, Q)
-decoded = pipeline.codec.decode(codes)  # (1, samples)
+decoded = pipeline.codec.decode(codes, len(recording))  # (1, samples)
 save_audio(OUT / "codec.wav", decoded, pipeline.sample_rate)
 print("Acoustic tokens:", tuple(codes.shape))
 
