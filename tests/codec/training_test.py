@@ -87,7 +87,12 @@ def start():
 
 def changes(start, discriminators=True, **weights):
     """What one plain SGD step changes in the codec and in the judges."""
-    trainer = make_trainer(SmallJudge() if discriminators else None, **weights)
+    # The reconstruction is weighed down to the size of the other terms.
+    trainer = make_trainer(
+        SmallJudge() if discriminators else None,
+        reconstruction_weight=1e-3,
+        **weights,
+    )
     trainer.build()
     parts = [trainer.codec]
     trainer.codec.set_weights(start[0])
@@ -126,7 +131,11 @@ def test_each_side_of_the_gan_follows_its_own_loss(start):
 
 
 def test_both_optimizers_train_and_every_loss_is_logged():
-    trainer = make_trainer(make_jury())
+    # TensorFlow traces the real judges for half a minute.
+    real = keras.backend.backend() != "tensorflow"
+    trainer = make_trainer(
+        make_jury() if real else SmallJudge(name="discriminators")
+    )
     optimizer = trainer.make_optimizer(1e-3, discriminator_rate=0.0)
     trainer.compile(optimizer, jit_compile=JIT)
     trainer.build()
@@ -158,16 +167,17 @@ def test_fit_starts_the_codebooks_and_learns_a_tone():
     trainer.compile(trainer.make_optimizer(1e-2), jit_compile=JIT)
     audio = tone()
     assert float(to_numpy(codec.initialized)) == 0
-    history = trainer.fit(audio, batch_size=4, epochs=40, verbose=0).history
+    repeated = np.tile(audio, (10, 1))
+    history = trainer.fit(repeated, batch_size=4, epochs=4, verbose=0).history
     assert float(to_numpy(codec.initialized)) == 1
     losses = history["reconstruction_loss"]
     assert np.isfinite(history["loss"]).all()
-    assert np.mean(losses[-5:]) < 0.7 * losses[0]
+    assert losses[-1] < 0.75 * losses[0]
     # Nothing that fit started starts again.
     books = to_numpy(codec.quantizer.embedding_sum)
     evaluated = trainer.evaluate(audio, verbose=0, return_dict=True)
     assert evaluated["commitment_loss"] == 0
-    assert evaluated["reconstruction_loss"] < 0.7 * losses[0]
+    assert evaluated["reconstruction_loss"] < 0.75 * losses[0]
     np.testing.assert_array_equal(
         books, to_numpy(codec.quantizer.embedding_sum)
     )
