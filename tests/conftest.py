@@ -8,18 +8,20 @@ Every test is core unless it stands in a file that never calls the backend
 import os
 import pathlib
 
+TESTS = pathlib.Path(__file__).resolve().parent
+CACHE = TESTS.parent / ".cache" / "jax"
+
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Tiny models take longer to compile than to run: XLA is told to hurry, and
 # what it made is kept for the next run and for sub-processes.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", ".cache/jax")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import keras
 import pytest
 
-TESTS = pathlib.Path(__file__).parent
 BACKEND_FREE = (
     "bundled_test.py",
     "cli_test.py",
