@@ -10,6 +10,9 @@ from keras_audiolm.layers.rotary import apply_rotary
 
 # Scores that count as "not at all", safe in every float type.
 MASKED = -1e9
+# Queries that attend at once in a whole sequence. What lies ahead of a block
+# of them is never computed, and its scores fit in a processor's cache.
+QUERY_BLOCK = 256
 
 
 def relative_buckets(length, num_buckets, max_distance):
@@ -177,13 +180,14 @@ class DecoderBlock(keras.layers.Layer):
 
     def call(self, x, bias, times=None, training=False):
         q, k, v = self._project(x, times)
-        x = x + self.drop(self._attend(q, k, v, bias), training=training)
+        mixed = self._attend_in_blocks(q, k, v, bias)
+        x = x + self.drop(mixed, training=training)
         return x + self.drop(self._feed_forward(x), training=training)
 
     def prefill(self, x, bias, times=None):
         """`call`, with the keys and values for the cache beside."""
         q, k, v = self._project(x, times)
-        x = x + self._attend(q, k, v, bias)
+        x = x + self._attend_in_blocks(q, k, v, bias)
         return x + self._feed_forward(x), (k, v)
 
     def step(self, x, cache, index, bias, times=None):
@@ -216,6 +220,21 @@ class DecoderBlock(keras.layers.Layer):
     def _split_heads(self, x):
         heads = self.num_heads
         return ops.reshape(x, (-1, x.shape[1], heads, self.hidden_dim // heads))
+
+    def _attend_in_blocks(self, q, k, v, bias):
+        """`_attend` of a whole sequence to itself."""
+        length = q.shape[2]
+        ends = [*range(QUERY_BLOCK, length, QUERY_BLOCK), length]
+        parts = [
+            self._attend(
+                q[:, :, start:end],
+                k[:, :, :end],
+                v[:, :, :end],
+                bias[:, :, start:end, :end],
+            )
+            for start, end in zip([0, *ends], ends, strict=False)
+        ]
+        return ops.concatenate(parts, axis=1)
 
     def _attend(self, q, k, v, bias):
         scale = (self.hidden_dim // self.num_heads) ** -0.5

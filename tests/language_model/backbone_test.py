@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from keras_audiolm.language_model import backbone as backbone_module
 from keras_audiolm.language_model.backbone import (
     DecoderBlock,
     RelativeBias,
@@ -426,3 +427,14 @@ def test_what_does_not_fit_is_refused():
         StageBackbone(10, position="absolute")
     with pytest.raises(ValueError, match="hidden_dim=8, num_heads=3"):
         StageBackbone(10, num_heads=3, hidden_dim=8)
+
+
+@BOTH
+@pytest.mark.parametrize("block", [1, 5, LENGTH - 1])
+def test_blocks_of_queries_change_nothing(position, block, monkeypatch):
+    model, ids = backbone(position), ids_of(padding=[3])
+    whole = run(model, ids)  # LENGTH is less than a block
+    monkeypatch.setattr(backbone_module, "QUERY_BLOCK", block)
+    blocks = model(ids, times=times_of())
+    blocks = ops.convert_to_numpy(ops.cast(blocks, "float32"))
+    np.testing.assert_allclose(blocks, whole, rtol=1e-4, atol=1e-5)
