@@ -358,10 +358,24 @@ def default_optimizer(model, steps):
 # === The loop ===
 
 
+def start_epoch(model, training, epoch):
+    """Sets the crops and the seed generators to where an epoch begins.
+
+    Keras checkpoints leave out the counters of seed generators, so that a
+    resumed run would draw the dropout of its first epochs again.
+    """
+    training.epoch = epoch
+    for variable in model.variables:
+        if variable.name == "seed_generator_state":
+            seed = int(keras.ops.convert_to_numpy(variable)[0])
+            # Room for a million draws an epoch, within an int32.
+            variable.assign([seed, epoch % 2**11 << 20])
+
+
 def run_fit(model, part, plan, training, validation):
     """`fit`, resumable: the same epochs whether it is stopped or not."""
     follow = keras.callbacks.LambdaCallback(
-        on_epoch_begin=lambda epoch, logs: setattr(training, "epoch", epoch)
+        on_epoch_begin=lambda epoch, logs: start_epoch(model, training, epoch)
     )
     callbacks = [follow, *plan.callbacks]
     if plan.checkpoint_dir:

@@ -86,7 +86,7 @@ def tiny_lm(layout):
         "num_layers": 1,
         "num_heads": 2,
         "hidden_dim": 8,
-        "dropout": 0.0,
+        "dropout": 0.1,
         "intermediate_dim": 16,
     }
     return StageLM(layout, backbone, crop_duration=1.0)

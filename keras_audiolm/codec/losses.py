@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_audiolm.layers.mdct import MDCT, compress
+from keras_audiolm.layers.lapped_transform import MDCT, compress
 
 
 @keras.saving.register_keras_serializable(package="keras_audiolm")

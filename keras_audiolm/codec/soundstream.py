@@ -6,50 +6,18 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_audiolm.codec.network import (
+    ACTIVATIONS,
+    Architecture,
+    CausalStack,
+)
 from keras_audiolm.codec.quantizer import ResidualVectorQuantizer
-from keras_audiolm.layers.causal_conv import CausalConv1D, CausalConv1DTranspose
 from keras_audiolm.layers.compiled import CompiledFunction, padded_frames
-from keras_audiolm.layers.mdct import MDCT, compress, expand
+from keras_audiolm.layers.lapped_transform import MDCT, STFT, compress, expand
 
-
-@keras.saving.register_keras_serializable(package="keras_audiolm")
-class ResidualUnit(keras.layers.Layer):
-    """`x + conv1(elu(conv7(elu(x))))`, the convolution of 7 dilated.
-
-    Args:
-        filters: int. Channels in and out.
-        dilation_rate: int. Of the wide convolution.
-
-    Call arguments:
-        x: `(batch, time, filters)`.
-    """
-
-    def __init__(self, filters, dilation_rate, **kwargs):
-        super().__init__(**kwargs)
-        self.filters = filters
-        self.dilation_rate = dilation_rate
-        self.wide = CausalConv1D(
-            filters, 7, dilation_rate=dilation_rate, name="wide"
-        )
-        self.narrow = CausalConv1D(filters, 1, name="narrow")
-
-    def build(self, input_shape):
-        self.wide.build(input_shape)
-        self.narrow.build(input_shape)
-
-    def call(self, x):
-        y = self.wide(ops.elu(x))
-        return x + self.narrow(ops.elu(y))
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "filters": self.filters,
-            "dilation_rate": self.dilation_rate,
-        }
+TRANSFORMS = {"mdct": MDCT, "istft": STFT}
+# The inverse STFT's head gives logarithms of magnitudes: no louder than e^4.
+LOUDEST = 4.0
 
 
 @keras.saving.register_keras_serializable(package="keras_audiolm")
@@ -59,13 +27,19 @@ class SoundStream(keras.Model):
     The encoder turns every `hop_length` samples into one embedding, the
     quantizer turns that into `num_quantizers` codes, and the decoder turns
     codes back into samples. All convolutions see the past only, so codes
-    never depend on samples after their hop.
+    never depend on samples after their hop: the latency is one hop, 20 ms at
+    the default sizes.
 
-    With `transform="mdct"` the two ends are a fixed orthonormal transform,
-    and the network works on its (square-root compressed) coefficients beside
-    a linear path which starts from their principal components. It learns to
-    speak intelligibly in minutes on a laptop where the waveform network takes
-    days, at the price of one more hop of latency.
+    The default is the paper's architecture. Lyra v2's, a tenth of the
+    arithmetic, is `channels=64, strides=(5, 2, 2), stem_stride=16,
+    separable=True, max_groups=4, activation="leaky_relu"`.
+
+    With a `transform` the two ends are fixed, and the network works on
+    (square-root compressed) coefficients at the rate of the codes; it costs
+    one more hop of latency in the decoder. `"mdct"` has a linear path beside
+    the network that starts from the coefficients' principal components: it
+    learns to speak intelligibly in minutes on a laptop where waveforms take
+    days. `"istft"` predicts the magnitudes and phases of an inverse STFT.
 
     Args:
         sample_rate: int. Hertz. Defaults to `16000`.
@@ -76,9 +50,17 @@ class SoundStream(keras.Model):
         embedding_dim: int. Defaults to `128`.
         num_quantizers: int. Levels of the quantizer. Defaults to `12`.
         codebook_size: int. Codes of a level. Defaults to `1024`.
-        transform: `None` for the waveform (the paper's), or `"mdct"`.
-        transform_hop: int. Samples of an MDCT frame; the codec's hop is it
-            times the strides. Defaults to `320`.
+        stem_stride: int. Of the first convolution. Defaults to `1`.
+        activation: `"elu"` or `"leaky_relu"` (with a slope of 0.3).
+        separable: bool. Whether residual units convolve each channel alone.
+        max_groups: int. Wide convolutions are split into up to so many
+            groups, twice as many with each block. Defaults to `1`.
+        transform: `None` for the waveform (the paper's), `"mdct"` or
+            `"istft"`.
+        transform_hop: int. Samples of the transform's hop, which is the
+            codec's then. Defaults to `320`.
+        denoising: `None`, or the side, `"encoder"` or `"decoder"`, whose
+            bottleneck can be switched to leave noise out.
         codebook_decay: float. Of the codebooks' moving averages.
         quantizer_dropout: float. The part of training examples whose number
             of levels is drawn at random. Defaults to `1.0`.
@@ -86,6 +68,7 @@ class SoundStream(keras.Model):
 
     Call arguments:
         audio: `(batch, samples)` in [-1, 1] at `sample_rate`.
+        denoise: `(batch,)` or `(batch, frames)`, whether to leave noise out.
         training: bool. Whether to drop levels and learn codebooks; the
             commitment loss is then added to `losses`.
 
@@ -99,6 +82,12 @@ class SoundStream(keras.Model):
     codes = codec.encode(audio)      # (batch, frames, 12) int32
     audio = codec.decode(codes)      # (batch, frames * 320)
     audio = codec.decode(codes[..., :4])  # fewer levels, fewer bits
+    codes = codec.encode(audio, bandwidth=3000)  # at most 3 kbps: 6 levels
+
+    state = codec.init_state(batch_size=1)  # hop by hop, as it comes in
+    for chunk in chunks:             # (1, 320)
+        codes, state = codec.encode_step(chunk, state)
+        audio, state = codec.decode_step(codes, state)
     ```
 
     Reference:
@@ -113,19 +102,22 @@ class SoundStream(keras.Model):
         embedding_dim=128,
         num_quantizers=12,
         codebook_size=1024,
+        stem_stride=1,
+        activation="elu",
+        separable=False,
+        max_groups=1,
         transform=None,
         transform_hop=320,
+        denoising=None,
         codebook_decay=0.99,
         quantizer_dropout=1.0,
         seed=0,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if transform not in (None, "mdct"):
-            raise ValueError(
-                "`transform` must be None or 'mdct'. "
-                f"Received: transform={transform!r}"
-            )
+        check_choice("activation", activation, ACTIVATIONS)
+        check_choice("transform", transform, (None, *TRANSFORMS))
+        check_choice("denoising", denoising, (None, "encoder", "decoder"))
 
         # === Config ===
         self.sample_rate = sample_rate
@@ -134,17 +126,26 @@ class SoundStream(keras.Model):
         self.embedding_dim = embedding_dim
         self.num_quantizers = num_quantizers
         self.codebook_size = codebook_size
+        self.stem_stride = stem_stride
+        self.activation = activation
+        self.separable = separable
+        self.max_groups = max_groups
         self.transform = transform
         self.transform_hop = transform_hop
+        self.denoising = denoising
         self.codebook_decay = codebook_decay
         self.quantizer_dropout = quantizer_dropout
         self.seed = seed
-        self.hop_length = math.prod(self.strides)
         if transform:
-            self.hop_length *= transform_hop
+            self._check_transform()
+        self.hop_length = (
+            transform_hop
+            if transform
+            else math.prod(self.strides) * stem_stride
+        )
 
         # === Layers ===
-        self.encoder = keras.Sequential(self._encoder_layers(), name="encoder")
+        self._add_networks()
         self.quantizer = ResidualVectorQuantizer(
             num_quantizers,
             codebook_size,
@@ -153,112 +154,161 @@ class SoundStream(keras.Model):
             seed=seed,
             name="quantizer",
         )
-        self.decoder = keras.Sequential(self._decoder_layers(), name="decoder")
-        if transform:
-            if math.prod(self.strides) != 1:
-                raise ValueError(
-                    "With a transform every stride is 1: the transform alone "
-                    f"makes the hop. Received: strides={self.strides}"
-                )
-            if embedding_dim > transform_hop:
-                raise ValueError(
-                    "The linear path keeps `embedding_dim` components of a "
-                    "frame, and no more than `transform_hop` exist. Received: "
-                    f"embedding_dim={embedding_dim}, "
-                    f"transform_hop={transform_hop}"
-                )
-            self.mdct = MDCT(transform_hop, name="mdct")
-            self.analysis = keras.layers.Dense(
-                embedding_dim, use_bias=False, name="analysis"
-            )
-            self.synthesis = keras.layers.Dense(
-                transform_hop, use_bias=False, name="synthesis"
-            )
         self.initialized = self.add_weight(
             name="initialized", shape=(), initializer="zeros", trainable=False
         )
         self._encode = CompiledFunction(self, self._encode_padded)
         self._decode = CompiledFunction(self, self._decode_codes)
+        self._encode_step = CompiledFunction(self, self._encode_chunk)
+        self._decode_step = CompiledFunction(self, self._decode_chunk)
 
-    def _encoder_layers(self):
-        width = self.channels
-        layers = [CausalConv1D(width, 7)]
-        for stride in self.strides:
-            layers += [ResidualUnit(width, d) for d in (1, 3, 9)]
-            width *= 2
-            layers.append(keras.layers.Activation("elu"))
-            layers.append(CausalConv1D(width, 2 * stride, strides=stride))
-        layers.append(keras.layers.Activation("elu"))
-        layers.append(
-            CausalConv1D(
-                self.embedding_dim, 3, kernel_initializer=self._last_kernel()
+    def _check_transform(self):
+        if math.prod(self.strides) * self.stem_stride != 1:
+            raise ValueError(
+                "With a transform every stride is 1: the transform alone "
+                f"makes the hop. Received: strides={self.strides}, "
+                f"stem_stride={self.stem_stride}"
             )
+        if self.linear and self.embedding_dim > self.transform_hop:
+            raise ValueError(
+                "The linear path keeps `embedding_dim` components of a "
+                "frame, and no more than `transform_hop` exist. Received: "
+                f"embedding_dim={self.embedding_dim}, "
+                f"transform_hop={self.transform_hop}"
+            )
+
+    def _add_networks(self):
+        architecture = Architecture(
+            self.channels,
+            self.strides,
+            self.stem_stride,
+            self.activation,
+            self.separable,
+            self.max_groups,
         )
-        return layers
-
-    def _decoder_layers(self):
-        width = self.channels * 2 ** len(self.strides)
-        layers = [CausalConv1D(width, 7)]
-        for stride in reversed(self.strides):
-            width //= 2
-            layers.append(keras.layers.Activation("elu"))
-            layers.append(
-                CausalConv1DTranspose(width, 2 * stride, strides=stride)
+        self.ends = None
+        self.width = 1
+        if self.transform:
+            self.ends = TRANSFORMS[self.transform](
+                self.transform_hop, name="transform"
             )
-            layers += [ResidualUnit(width, d) for d in (1, 3, 9)]
-        layers.append(keras.layers.Activation("elu"))
-        layers.append(
-            CausalConv1D(
-                self.transform_hop if self.transform else 1,
-                7,
-                kernel_initializer=self._last_kernel(),
+            self.width = self.ends.num_coefficients
+        last_kernel = "glorot_uniform"
+        if self.linear:
+            # Beside the linear path the network starts as no change at all.
+            last_kernel = "zeros"
+            self.analysis = keras.layers.Dense(
+                self.embedding_dim, use_bias=False, name="analysis"
             )
+            self.synthesis = keras.layers.Dense(
+                self.width, use_bias=False, name="synthesis"
+            )
+        self.encoder = CausalStack(
+            architecture.encoder(
+                self.embedding_dim, self.denoising == "encoder", last_kernel
+            ),
+            name="encoder",
         )
-        return layers
+        self.decoder = CausalStack(
+            architecture.decoder(
+                self.width, self.denoising == "decoder", last_kernel
+            ),
+            name="decoder",
+        )
 
-    def _last_kernel(self):
-        # Beside the linear path the network starts as no change at all.
-        return "zeros" if self.transform else "glorot_uniform"
+    @property
+    def linear(self):
+        """Whether a linear path goes beside the networks."""
+        return self.transform == "mdct"
+
+    @property
+    def delay(self):
+        """Samples by which `decode_step` comes after what `decode` gives."""
+        return self.hop_length if self.transform else 0
 
     def build(self, input_shape=None):
         if self.quantizer.built:
             return
-        channels = self.transform_hop if self.transform else 1
-        self.encoder.build((None, None, channels))
+        self.encoder.build((None, None, self.width))
         self.quantizer.build((None, None, self.embedding_dim))
         self.decoder.build((None, None, self.embedding_dim))
-        if self.transform:
-            self.mdct.build((None, None))
-            self.analysis.build((None, None, self.transform_hop))
+        if self.linear:
+            self.analysis.build((None, None, self.width))
             self.synthesis.build((None, None, self.embedding_dim))
 
     # === Between audio and embeddings ===
 
-    def embed(self, audio):
+    def embed(self, audio, denoise=None):
         """Audio `(batch, frames * hop)` to `(batch, frames, embedding_dim)`."""
-        if not self.transform:
-            return self.encoder(audio[..., None])
-        coefficients = compress(self.mdct(audio))
-        return self.analysis(coefficients) + self.encoder(coefficients)
+        if self.transform:
+            return self._embed(compress(self.ends(audio)), denoise)
+        return self._embed(audio[..., None], denoise)
 
-    def render(self, embeddings):
+    def _embed(self, x, denoise):
+        embeddings = self.encoder(x, denoise)
+        return embeddings + self.analysis(x) if self.linear else embeddings
+
+    def embed_step(self, chunk, state, denoise=None):
+        """`embed` of a chunk, given the encoder's state, and the new state."""
+        if not self.transform:
+            x, state = self.encoder.step(chunk[..., None], state, denoise)
+            return x, state
+        hop, inner = state
+        x, hop = self.ends.step(chunk, hop)
+        x = compress(x)
+        embeddings, inner = self.encoder.step(x, inner, denoise)
+        if self.linear:
+            embeddings = embeddings + self.analysis(x)
+        return embeddings, [hop, inner]
+
+    def render(self, embeddings, denoise=None):
         """Embeddings `(batch, frames, embedding_dim)` to audio."""
         if not self.transform:
-            return ops.cast(self.decoder(embeddings)[..., 0], "float32")
+            x = self.decoder(embeddings, denoise)
+            return ops.cast(x[..., 0], "float32")
         # The transform completes a hop when the next frame is there: an
         # empty frame at the end completes the last.
         embeddings = ops.pad(embeddings, [[0, 0], [0, 1], [0, 0]])
-        coefficients = self.synthesis(embeddings) + self.decoder(embeddings)
-        return self.mdct.inverse(expand(ops.cast(coefficients, "float32")))
+        if denoise is not None:
+            denoise = ops.pad(denoise, [[0, 0], [0, 1]])
+        x = self.decoder(embeddings, denoise)
+        return self.ends.inverse(self._coefficients(x, embeddings))
 
-    def call(self, audio, training=False):
+    def render_step(self, embeddings, state, denoise=None):
+        """`render` of a chunk, `delay` late, and the decoder's new state."""
+        if not self.transform:
+            x, state = self.decoder.step(embeddings, state, denoise)
+            return ops.cast(x[..., 0], "float32"), state
+        hop, inner = state
+        x, inner = self.decoder.step(embeddings, inner, denoise)
+        x = self._coefficients(x, embeddings)
+        audio, hop = self.ends.inverse_step(x, hop)
+        return audio, [hop, inner]
+
+    def _coefficients(self, x, embeddings):
+        """What the transform inverts, of what the decoder gives."""
+        if self.linear:
+            x = x + self.synthesis(embeddings)
+            return expand(ops.cast(x, "float32"))
+        size, phase = ops.split(ops.cast(x, "float32"), 2, axis=-1)
+        size = ops.exp(ops.minimum(size, LOUDEST))
+        parts = [size * ops.cos(phase), size * ops.sin(phase)]
+        return ops.concatenate(parts, axis=-1)
+
+    def call(self, audio, denoise=None, training=False):
         samples = audio.shape[-1]
+        audio = self._pad_to_hops(audio)
+        sides = {"encoder": None, "decoder": None}
+        if self.denoising:
+            shape = (ops.shape(audio)[0], audio.shape[1] // self.hop_length)
+            sides[self.denoising] = spread_switch(denoise, shape)
         quantized = self.quantizer(
-            self.embed(self._pad_to_hops(audio)), training=training
+            self.embed(audio, sides["encoder"]), training=training
         )
         if training:
             self.add_loss(quantized.commitment_loss)
-        return self.render(quantized.embeddings)[:, :samples]
+        audio = self.render(quantized.embeddings, sides["decoder"])
+        return audio[:, :samples]
 
     def _pad_to_hops(self, audio):
         rest = -audio.shape[-1] % self.hop_length
@@ -273,31 +323,66 @@ class SoundStream(keras.Model):
         """Frames of so many samples: the last hop may be partly empty."""
         return -(-num_samples // self.hop_length)
 
-    def encode(self, audio):
+    def num_levels(self, bandwidth):
+        """The most levels that fit into so many bits per second.
+
+        Raises:
+            ValueError: if not even one level fits, or more than all.
+        """
+        bits = math.ceil(math.log2(self.codebook_size))
+        rate = bits * self.sample_rate / self.hop_length
+        if not rate <= bandwidth < (self.num_quantizers + 1) * rate:
+            raise ValueError(
+                f"A level takes {rate:g} bits per second and there are "
+                f"{self.num_quantizers}. Received: bandwidth={bandwidth}"
+            )
+        return int(bandwidth // rate)
+
+    def encode(self, audio, bandwidth=None, denoise=None, sample_rate=None):
         """Audio to acoustic tokens.
 
         Args:
             audio: `(batch, samples)` float32 in [-1, 1] at `sample_rate`.
+            bandwidth: float, optional. Bits per second that the codes may
+                take; all levels by default.
+            denoise: bool, or array `(batch,)` or `(batch, frames)` of them:
+                whether to leave noise out (with `denoising="encoder"`).
+            sample_rate: int, optional. That of `audio`, to be checked.
 
         Returns:
-            NumPy int32 `(batch, ceil(samples / hop_length), num_quantizers)`.
+            NumPy int32 `(batch, ceil(samples / hop_length), levels)`.
 
         Raises:
-            ValueError: on another rank than 2, no samples, or samples that
-                are not finite.
+            ValueError: on another rank than 2, no samples, samples that are
+                not finite, another rate than the codec's, a bandwidth that
+                is too low or too high, or `denoise` without that switch.
         """
         self.build()
+        if sample_rate not in (None, self.sample_rate):
+            raise ValueError(
+                f"The codec works at {self.sample_rate} Hz and the audio is "
+                f"at {sample_rate}. `keras_audiolm.load_audio` resamples."
+            )
+        levels = self._levels(bandwidth)
         audio = checked_audio(audio)
         frames = self.num_frames(audio.shape[1])
-        samples = padded_frames(frames) * self.hop_length
+        padded = padded_frames(frames)
+        switch = self._switch("encoder", denoise, len(audio), frames, padded)
         # What is padded on comes later and so changes nothing before.
+        samples = padded * self.hop_length
         audio = np.pad(audio, [(0, 0), (0, samples - audio.shape[1])])
-        return ops.convert_to_numpy(self._encode(audio))[:, :frames]
+        codes = ops.convert_to_numpy(self._encode(audio, *switch))
+        return codes[:, :frames, :levels]
 
-    def _encode_padded(self, audio):
-        return self.quantizer.encode(self.embed(audio))
+    def _levels(self, bandwidth):
+        if bandwidth is None:
+            return self.num_quantizers
+        return self.num_levels(bandwidth)
 
-    def decode(self, codes, num_samples=None):
+    def _encode_padded(self, audio, switch=None):
+        return self.quantizer.encode(self.embed(audio, switch))
+
+    def decode(self, codes, num_samples=None, denoise=None):
         """Acoustic tokens to audio.
 
         Args:
@@ -305,6 +390,7 @@ class SoundStream(keras.Model):
                 from 1 to `num_quantizers`, coarsest first.
             num_samples: int, optional. Cuts the audio to so many samples,
                 where the original did not end with a hop.
+            denoise: as of `encode`, with `denoising="decoder"`.
 
         Returns:
             NumPy float32 `(batch, frames * hop_length)`, or `num_samples` of
@@ -312,12 +398,12 @@ class SoundStream(keras.Model):
 
         Raises:
             ValueError: on another rank than 3, no frames, more levels than
-                there are, codes outside of `[0, codebook_size)`, or more
-                samples than the codes stand for.
+                there are, codes outside of `[0, codebook_size)`, more
+                samples than the codes stand for, or `denoise` without that
+                switch.
         """
         self.build()
-        codes = np.asarray(ops.convert_to_numpy(codes))
-        self._check_codes(codes)
+        codes = self._checked_codes(codes)
         frames = codes.shape[1]
         there = frames * self.hop_length
         if num_samples is not None and not 1 <= num_samples <= there:
@@ -325,16 +411,147 @@ class SoundStream(keras.Model):
                 f"{frames} frames stand for 1 to {there} samples. Received: "
                 f"num_samples={num_samples}"
             )
-        padding = padded_frames(frames) - frames
+        padded = padded_frames(frames)
+        switch = self._switch("decoder", denoise, len(codes), frames, padded)
         codes = np.pad(
-            codes.astype("int32"),
-            [(0, 0), (0, padding), (0, 0)],
-            constant_values=-1,
+            codes, [(0, 0), (0, padded - frames), (0, 0)], constant_values=-1
         )
-        audio = ops.convert_to_numpy(self._decode(codes))
+        audio = ops.convert_to_numpy(self._decode(codes, *switch))
         return audio[:, : num_samples or there]
 
-    def _check_codes(self, codes):
+    def _decode_codes(self, codes, switch=None):
+        return self.render(self._lookup(codes), switch)
+
+    def _lookup(self, codes):
+        # A frame of -1 is empty, like what follows the end of a recording.
+        there = ops.cast(codes[..., :1] >= 0, "float32")
+        return self.quantizer.decode(ops.maximum(codes, 0)) * there
+
+    def _switch(self, side, denoise, batch, frames, padded=None):
+        """What a compiled function gets of `denoise`: nothing, or an array."""
+        if self.denoising != side:
+            if denoise is not None and np.any(denoise):
+                raise ValueError(
+                    f"This codec has denoising={self.denoising!r}, so that "
+                    f"its {side} cannot leave noise out. Received: "
+                    f"denoise={denoise}"
+                )
+            return ()
+        denoise = np.asarray(False if denoise is None else denoise)
+        if denoise.shape not in ((), (batch,), (batch, frames)):
+            raise ValueError(
+                "`denoise` must be one value, or of shape (batch,) or (batch, "
+                f"frames), here {(batch, frames)}. Received: shape "
+                f"{denoise.shape}"
+            )
+        if denoise.ndim == 1:
+            denoise = denoise[:, None]
+        switch = np.zeros((batch, padded or frames), "float32")
+        switch[:, :frames] = denoise
+        return (switch,)
+
+    # === Step by step ===
+
+    def init_state(self, batch_size):
+        """The state before a stream begins, of encoder and decoder.
+
+        Args:
+            batch_size: int. How many streams run side by side.
+
+        Returns:
+            A dictionary of the two sides' tensors. `encode_step` and
+            `decode_step` each give a new one with their side gone on; the one
+            given is left as it was.
+        """
+        if batch_size < 1:
+            raise ValueError(
+                f"`batch_size` must be 1 or more. Received: {batch_size}"
+            )
+        self.build()
+        sides = {"encoder": self.encoder, "decoder": self.decoder}
+        state = {k: v.init_state(batch_size) for k, v in sides.items()}
+        if self.transform:
+            hop = self.ends.init_state(batch_size)
+            state = {k: [hop, inner] for k, inner in state.items()}
+        return state
+
+    def encode_step(self, chunk, state, bandwidth=None, denoise=None):
+        """The codes of the next chunk of a stream.
+
+        Args:
+            chunk: `(batch, samples)`, a whole number of hops.
+            state: from `init_state` or the step before.
+            bandwidth, denoise: as of `encode`.
+
+        Returns:
+            NumPy int32 `(batch, frames, levels)`, those that `encode` gives
+            for the whole, and the new state.
+
+        Raises:
+            ValueError: on what `encode` refuses, a chunk that is not whole
+                hops, or a state of another batch size.
+        """
+        self.build()
+        levels = self._levels(bandwidth)
+        chunk = checked_audio(chunk)
+        batch, samples = chunk.shape
+        if samples % self.hop_length:
+            raise ValueError(
+                "A chunk must be a whole number of hops of "
+                f"{self.hop_length} samples. Received: {samples} samples"
+            )
+        frames = samples // self.hop_length
+        switch = self._switch("encoder", denoise, batch, frames)
+        check_state(state, "encoder", batch)
+        codes, after = self._encode_step(chunk, state["encoder"], *switch)
+        state = {**state, "encoder": after}
+        return ops.convert_to_numpy(codes)[..., :levels], state
+
+    def _encode_chunk(self, chunk, state, switch=None):
+        embeddings, state = self.embed_step(chunk, state, switch)
+        return self.quantizer.encode(embeddings), state
+
+    def decode_step(self, codes, state, denoise=None):
+        """The audio of the next codes of a stream.
+
+        Args:
+            codes: `(batch, frames, levels)`, as of `decode`.
+            state: from `init_state` or the step before.
+            denoise: as of `decode`.
+
+        Returns:
+            NumPy float32 `(batch, frames * hop_length)` and the new state.
+            The audio comes `delay` samples after what `decode` gives for the
+            whole; `flush` gives the rest at the end.
+
+        Raises:
+            ValueError: on what `decode` refuses, or a state of another batch
+                size.
+        """
+        self.build()
+        codes = self._checked_codes(codes)
+        switch = self._switch("decoder", denoise, *codes.shape[:2])
+        return self._decode_on(codes, state, switch)
+
+    def flush(self, state):
+        """The last `delay` samples of a stream, NumPy `(batch, delay)`."""
+        batch = keras.tree.flatten(state["decoder"])[0].shape[0]
+        if not self.delay:
+            return np.zeros((batch, 0), "float32")
+        nothing = np.full((batch, 1, 1), -1, "int32")
+        switch = self._switch("decoder", None, batch, 1)
+        return self._decode_on(nothing, state, switch)[0]
+
+    def _decode_on(self, codes, state, switch):
+        check_state(state, "decoder", len(codes))
+        audio, after = self._decode_step(codes, state["decoder"], *switch)
+        return ops.convert_to_numpy(audio), {**state, "decoder": after}
+
+    def _decode_chunk(self, codes, state, switch=None):
+        return self.render_step(self._lookup(codes), state, switch)
+
+    def _checked_codes(self, codes):
+        codes = np.asarray(ops.convert_to_numpy(codes))
         if (
             codes.ndim != 3
             or 0 in codes.shape
@@ -354,12 +571,7 @@ class SoundStream(keras.Model):
                 f"Codes must be from 0 to {self.codebook_size - 1}. Received: "
                 f"{codes.min()} to {codes.max()}"
             )
-
-    def _decode_codes(self, codes):
-        # A frame of -1 is empty, like what follows the end of a recording.
-        there = ops.cast(codes[..., :1] >= 0, "float32")
-        embeddings = self.quantizer.decode(ops.maximum(codes, 0))
-        return self.render(embeddings * there)
+        return codes.astype("int32")
 
     # === Start ===
 
@@ -387,7 +599,7 @@ class SoundStream(keras.Model):
                 break
         if not audio:
             raise ValueError("There is no audio to start the codebooks from.")
-        if self.transform:
+        if self.linear:
             self._initialize_linear_path(audio)
         embed = CompiledFunction(
             self, lambda x: self.embed(self._pad_to_hops(x))
@@ -401,13 +613,12 @@ class SoundStream(keras.Model):
 
     def _initialize_linear_path(self, audio):
         """The first principal components of the compressed coefficients."""
-        hop = self.transform_hop
-        covariance = np.zeros((hop, hop))
+        covariance = np.zeros((self.width, self.width))
         analyse = CompiledFunction(
-            self, lambda x: compress(self.mdct(self._pad_to_hops(x)))
+            self, lambda x: compress(self.ends(self._pad_to_hops(x)))
         )
         for batch in audio:
-            x = ops.convert_to_numpy(analyse(batch)).reshape(-1, hop)
+            x = ops.convert_to_numpy(analyse(batch)).reshape(-1, self.width)
             covariance += x.T @ x
         _, vectors = np.linalg.eigh(covariance)
         components = vectors[:, ::-1][:, : self.embedding_dim]
@@ -423,8 +634,13 @@ class SoundStream(keras.Model):
             "embedding_dim": self.embedding_dim,
             "num_quantizers": self.num_quantizers,
             "codebook_size": self.codebook_size,
+            "stem_stride": self.stem_stride,
+            "activation": self.activation,
+            "separable": self.separable,
+            "max_groups": self.max_groups,
             "transform": self.transform,
             "transform_hop": self.transform_hop,
+            "denoising": self.denoising,
             "codebook_decay": self.codebook_decay,
             "quantizer_dropout": self.quantizer_dropout,
             "seed": self.seed,
@@ -449,3 +665,36 @@ def checked_audio(audio):
             "are not finite. Repair or drop the recording."
         )
     return audio
+
+
+def check_state(state, side, batch_size):
+    """Raises `ValueError` for a state of other streams."""
+    if not isinstance(state, dict) or side not in state:
+        raise ValueError(
+            "`state` must come from `init_state` or the step before. "
+            f"Received: {type(state).__name__}"
+        )
+    there = keras.tree.flatten(state[side])[0].shape[0]
+    if there != batch_size:
+        raise ValueError(
+            f"The state is of {there} streams, and the chunk of {batch_size}. "
+            f"Start with `init_state({batch_size})`."
+        )
+
+
+def check_choice(name, value, choices):
+    if value not in choices:
+        raise ValueError(
+            f"`{name}` must be one of {', '.join(map(repr, choices))}. "
+            f"Received: {name}={value!r}"
+        )
+
+
+def spread_switch(denoise, shape):
+    """`denoise` of a batch as float `(batch, frames)`; off where not given."""
+    if denoise is None:
+        return ops.zeros(shape)
+    denoise = ops.cast(denoise, "float32")
+    if len(denoise.shape) == 1:
+        denoise = denoise[:, None]
+    return ops.broadcast_to(denoise, shape)

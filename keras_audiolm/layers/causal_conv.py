@@ -1,8 +1,10 @@
 """One-dimensional convolutions that see the past only.
 
 Both layers work on `(batch, time, channels)` and pad with zeros, on the past
-side only, in training as in inference, so that a stream gives exactly what
-the whole signal gives.
+side only, in training as in inference. What one of them must remember of a
+signal that comes in chunks is its state: `init_state` gives that of silence,
+and `step` takes a chunk and a state to what `call` would have given there,
+and the state for the chunk after it.
 
 Reference:
  - [SoundStream, section III-A](https://arxiv.org/abs/2107.03312)
@@ -74,11 +76,18 @@ class CausalConv1D(keras.layers.Layer):
         self.past = reach - strides
 
     def build(self, input_shape):
+        self.channels = input_shape[-1]
+        if self.channels % self.groups or self.filters % self.groups:
+            raise ValueError(
+                "`groups` must divide the channels in and out. Received: "
+                f"groups={self.groups}, {self.channels} channels in, "
+                f"filters={self.filters}"
+            )
         self.kernel = self.add_weight(
             name="kernel",
             shape=(
                 self.kernel_size,
-                input_shape[-1] // self.groups,
+                self.channels // self.groups,
                 self.filters,
             ),
             initializer=self.kernel_initializer,
@@ -88,16 +97,50 @@ class CausalConv1D(keras.layers.Layer):
         )
 
     def call(self, x):
-        x = ops.pad(x, [[0, 0], [self.past, 0], [0, 0]])
-        x = ops.conv(
-            x,
-            self.kernel,
-            strides=self.strides,
-            padding="valid",
-            dilation_rate=self.dilation_rate,
-            data_format="channels_last",
+        return self._convolve(ops.pad(x, [[0, 0], [self.past, 0], [0, 0]]))
+
+    def init_state(self, batch_size):
+        """The past of a signal that is about to begin: zeros."""
+        shape = (batch_size, self.past, self.channels)
+        return ops.zeros(shape, self.compute_dtype)
+
+    def step(self, x, state):
+        """`call` on a chunk of whole strides: its output, and the new state."""
+        x = ops.concatenate([state, x], axis=1)
+        return self._convolve(x), x[:, x.shape[1] - self.past :]
+
+    def _convolve(self, x):
+        # Grouped convolutions are slow or lack a gradient on some processors:
+        # few groups are few dense ones, and of one channel they are a sum.
+        if self.kernel.shape[1] == 1 and self.strides == 1:
+            if self.groups in (1, self.filters):
+                return self._sum_of_taps(x) + self.bias
+        parts = zip(
+            ops.split(x, self.groups, axis=-1),
+            ops.split(self.kernel, self.groups, axis=-1),
+            strict=True,
         )
-        return x + self.bias  # (batch, time / strides, filters)
+        parts = [
+            ops.conv(
+                x,
+                kernel,
+                strides=self.strides,
+                padding="valid",
+                dilation_rate=self.dilation_rate,
+                data_format="channels_last",
+            )
+            for x, kernel in parts
+        ]
+        # (batch, time / strides, filters)
+        return ops.concatenate(parts, axis=-1) + self.bias
+
+    def _sum_of_taps(self, x):
+        time = x.shape[1] - self.past
+        starts = range(0, self.past + 1, self.dilation_rate)
+        return sum(
+            x[:, start : start + time] * self.kernel[tap]
+            for tap, start in enumerate(starts)
+        )
 
     def compute_output_shape(self, input_shape):
         batch, time, _ = input_shape
@@ -129,6 +172,8 @@ class CausalConv1DTranspose(keras.layers.Layer):
         filters: int. The number of output channels.
         kernel_size: int. The width of the kernel, at least `strides`.
         strides: int. Output steps for one input step. Defaults to `1`.
+        groups: int. Groups of channels that do not see each other.
+            Defaults to `1`.
 
     Call arguments:
         x: `(batch, time, channels)`.
@@ -143,7 +188,7 @@ class CausalConv1DTranspose(keras.layers.Layer):
     (2, 20, 8)
     """
 
-    def __init__(self, filters, kernel_size, strides=1, **kwargs):
+    def __init__(self, filters, kernel_size, strides=1, groups=1, **kwargs):
         super().__init__(**kwargs)
         if kernel_size < strides:
             raise ValueError(
@@ -153,11 +198,20 @@ class CausalConv1DTranspose(keras.layers.Layer):
         self.filters = filters
         self.kernel_size = kernel_size
         self.strides = strides
+        self.groups = groups
+        self.tail = kernel_size - strides
 
     def build(self, input_shape):
+        channels = input_shape[-1]
+        if channels % self.groups or self.filters % self.groups:
+            raise ValueError(
+                "`groups` must divide the channels in and out. Received: "
+                f"groups={self.groups}, {channels} channels in, "
+                f"filters={self.filters}"
+            )
         self.kernel = self.add_weight(
             name="kernel",
-            shape=(self.kernel_size, self.filters, input_shape[-1]),
+            shape=(self.kernel_size, self.filters // self.groups, channels),
             initializer="glorot_uniform",
         )
         self.bias = self.add_weight(
@@ -165,15 +219,39 @@ class CausalConv1DTranspose(keras.layers.Layer):
         )
 
     def call(self, x):
-        time = ops.shape(x)[1] * self.strides
-        x = ops.conv_transpose(
-            x,
-            self.kernel,
-            strides=self.strides,
-            padding="valid",
-            data_format="channels_last",
-        )  # (batch, (time - 1) * strides + kernel_size, filters)
-        return x[:, :time] + self.bias
+        time = x.shape[1] * self.strides
+        return self._spread(x)[:, :time] + self.bias
+
+    def init_state(self, batch_size):
+        """What earlier steps still add to the next: nothing."""
+        shape = (batch_size, self.tail, self.filters)
+        return ops.zeros(shape, self.compute_dtype)
+
+    def step(self, x, state):
+        """`call` on a chunk: its output, and the new state."""
+        time = x.shape[1] * self.strides
+        x = self._spread(x)
+        x = x + ops.pad(state, [[0, 0], [0, time], [0, 0]])
+        return x[:, :time] + self.bias, x[:, time:]
+
+    def _spread(self, x):
+        """`(batch, time * strides + tail, filters)`, without the bias."""
+        parts = zip(
+            ops.split(x, self.groups, axis=-1),
+            ops.split(self.kernel, self.groups, axis=-1),
+            strict=True,
+        )
+        parts = [
+            ops.conv_transpose(
+                x,
+                kernel,
+                strides=self.strides,
+                padding="valid",
+                data_format="channels_last",
+            )
+            for x, kernel in parts
+        ]
+        return ops.concatenate(parts, axis=-1)
 
     def compute_output_shape(self, input_shape):
         batch, time, _ = input_shape
@@ -186,4 +264,5 @@ class CausalConv1DTranspose(keras.layers.Layer):
             "filters": self.filters,
             "kernel_size": self.kernel_size,
             "strides": self.strides,
+            "groups": self.groups,
         }

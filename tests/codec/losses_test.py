@@ -7,7 +7,7 @@ from keras import ops
 from keras_audiolm.codec import losses
 from keras_audiolm.codec.losses import CompressedSpectralLoss, MelSpectralLoss
 from keras_audiolm.layers.compiled import CompiledFunction
-from keras_audiolm.layers.mdct import MDCT
+from keras_audiolm.layers.lapped_transform import MDCT
 
 
 def to_numpy(x):

@@ -5,7 +5,7 @@ from keras import ops
 
 from keras_audiolm.codec.soundstream import SoundStream
 from keras_audiolm.layers.compiled import CompiledFunction, padded_frames
-from keras_audiolm.layers.mdct import MDCT
+from keras_audiolm.layers.lapped_transform import MDCT
 
 MODES = {
     "wave": dict(channels=2, strides=(2, 3), embedding_dim=4),
@@ -16,6 +16,23 @@ MODES = {
         transform="mdct",
         transform_hop=8,
         embedding_dim=5,
+    ),
+    "light": dict(
+        channels=4,
+        strides=(3, 2),
+        stem_stride=2,
+        activation="leaky_relu",
+        separable=True,
+        max_groups=2,
+        embedding_dim=4,
+    ),
+    "istft": dict(
+        channels=4,
+        strides=(1,),
+        transform="istft",
+        transform_hop=6,
+        embedding_dim=5,
+        denoising="decoder",
     ),
 }
 
@@ -65,8 +82,10 @@ def wave():
 # === An independent SoundStream ===
 
 
-def elu(x):
-    return np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
+def activate(name, x):
+    if name == "elu":
+        return np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
+    return np.where(x > 0, x, 0.3 * x)
 
 
 def slow_conv(layer, x):
@@ -75,29 +94,47 @@ def slow_conv(layer, x):
     x = np.pad(x, [(reach - layer.strides, 0), (0, 0)])
     frames = (len(x) - reach) // layer.strides + 1
     y = np.zeros((frames, kernel.shape[-1])) + bias
+    wide_in, wide_out = kernel.shape[1], kernel.shape[2] // layer.groups
     for k, tap in enumerate(kernel):
         start = k * layer.dilation_rate
-        y += x[start :: layer.strides][:frames] @ tap
+        for g in range(layer.groups):
+            inner = slice(g * wide_in, (g + 1) * wide_in)
+            out = slice(g * wide_out, (g + 1) * wide_out)
+            part = x[start :: layer.strides][:frames, inner]
+            y[:, out] += part @ tap[:, out]
     return y
 
 
 def slow_transpose(layer, x):
     kernel, bias = to_numpy(layer.kernel), to_numpy(layer.bias)
     stride = layer.strides
-    y = np.zeros((len(x) * stride + len(kernel), kernel.shape[1]))
+    y = np.zeros((len(x) * stride + len(kernel), layer.filters))
+    wide_in, wide_out = len(x[0]) // layer.groups, kernel.shape[1]
     for i, frame in enumerate(x):
         for k, tap in enumerate(kernel):
-            y[i * stride + k] += tap @ frame
+            for g in range(layer.groups):
+                inner = slice(g * wide_in, (g + 1) * wide_in)
+                out = slice(g * wide_out, (g + 1) * wide_out)
+                y[i * stride + k, out] += tap[:, inner] @ frame[inner]
     return y[: len(x) * stride] + bias
 
 
-def slow_network(sequential, x):
-    for layer in sequential.layers:
+def slow_unit(layer, x):
+    y = slow_conv(layer.wide, activate(layer.activation, x))
+    if layer.separable:
+        y = slow_conv(layer.mix, y)
+    return x + slow_conv(layer.narrow, activate(layer.activation, y))
+
+
+def slow_network(stack, x, activation):
+    for layer in stack.layers:
         name = type(layer).__name__
-        if name == "Activation":
-            x = elu(x)
+        if name in ("ELU", "LeakyReLU"):
+            x = activate(activation, x)
+        elif name == "FiLM":  # off
+            x = x * to_numpy(layer.scale)[0] + to_numpy(layer.shift)[0]
         elif name == "ResidualUnit":
-            x = x + slow_conv(layer.narrow, elu(slow_conv(layer.wide, elu(x))))
+            x = slow_unit(layer, x)
         elif name == "CausalConv1DTranspose":
             x = slow_transpose(layer, x)
         else:
@@ -105,27 +142,44 @@ def slow_network(sequential, x):
     return x
 
 
+def sine(hop):
+    return np.sin(np.pi * (np.arange(2 * hop) + 0.5) / (2 * hop))
+
+
 def slow_embed(codec, audio):
     """One recording `(samples,)` to `(frames, dim)`."""
     audio = np.pad(audio, (0, -len(audio) % codec.hop_length))
     if not codec.transform:
-        return slow_network(codec.encoder, audio[:, None].astype("float64"))
-    basis = codec.mdct.basis
-    padded = np.pad(audio, (codec.hop_length, 0)).reshape(-1, codec.hop_length)
+        x = audio[:, None].astype("float64")
+        return slow_network(codec.encoder, x, codec.activation)
+    hop = codec.hop_length
+    padded = np.pad(audio, (hop, 0)).reshape(-1, hop)
     pairs = np.concatenate([padded[:-1], padded[1:]], 1)
-    c = pairs @ basis
+    if codec.transform == "mdct":
+        c = pairs @ codec.ends.analysis
+    else:
+        c = np.fft.rfft(pairs * sine(hop), norm="ortho")
+        c = np.concatenate([c.real, c.imag], axis=1)
     c = np.sign(c) * (np.sqrt(np.abs(c) + 1e-5) - np.sqrt(1e-5))
-    return slow_network(codec.encoder, c) + c @ to_numpy(codec.analysis.kernel)
+    x = slow_network(codec.encoder, c, codec.activation)
+    if codec.transform == "mdct":
+        x = x + c @ to_numpy(codec.analysis.kernel)
+    return x
 
 
 def slow_render(codec, embeddings):
     if not codec.transform:
-        return slow_network(codec.decoder, embeddings)[:, 0]
-    embeddings = np.pad(embeddings, [(0, 1), (0, 0)])
-    c = slow_network(codec.decoder, embeddings)
-    c = c + embeddings @ to_numpy(codec.synthesis.kernel)
-    pairs = (c * np.abs(c)) @ codec.mdct.basis.T
+        return slow_network(codec.decoder, embeddings, codec.activation)[:, 0]
     hop = codec.hop_length
+    embeddings = np.pad(embeddings, [(0, 1), (0, 0)])
+    c = slow_network(codec.decoder, embeddings, codec.activation)
+    if codec.transform == "mdct":
+        c = c + embeddings @ to_numpy(codec.synthesis.kernel)
+        pairs = (c * np.abs(c)) @ codec.ends.analysis.T
+    else:
+        size, phase = np.split(c, 2, axis=1)
+        c = np.exp(np.minimum(size, 4) + 1j * phase)
+        pairs = np.fft.irfft(c, norm="ortho") * sine(hop)
     return (pairs[:-1, hop:] + pairs[1:, :hop]).reshape(-1)
 
 

@@ -5,7 +5,7 @@ import scipy.fft
 from keras import ops
 
 from keras_audiolm.layers.compiled import CompiledFunction
-from keras_audiolm.layers.mdct import MDCT, compress, expand
+from keras_audiolm.layers.lapped_transform import MDCT, compress, expand
 
 
 def to_numpy(x):
@@ -58,7 +58,7 @@ def test_inverse_gives_back_all_but_the_last_hop(hop, frames):
 def test_is_orthonormal():
     """The shifted basis vectors of all frames are a rotation."""
     hop, frames = 8, 6
-    basis = MDCT(hop).basis.astype("float64")
+    basis = MDCT(hop).analysis.astype("float64")
     matrix = np.zeros((frames * hop, (frames + 1) * hop))
     for i in range(frames):
         rows = slice(i * hop, (i + 1) * hop)
@@ -88,7 +88,7 @@ def test_output_shape_and_config():
     assert mdct.compute_output_shape((3, 160)) == (3, 10, 16)
     assert mdct.compute_output_shape((3, None)) == (3, None, 16)
     copy = MDCT.from_config(mdct.get_config())
-    np.testing.assert_array_equal(copy.basis, mdct.basis)
+    np.testing.assert_array_equal(copy.analysis, mdct.analysis)
 
 
 def test_expand_inverts_compress():
