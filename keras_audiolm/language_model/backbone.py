@@ -56,6 +56,12 @@ class RelativeBias(keras.layers.Layer):
 
     def __init__(self, num_heads, num_buckets=32, max_distance=2048, **kwargs):
         super().__init__(**kwargs)
+        if not 2 <= num_buckets or not num_buckets // 2 < max_distance:
+            raise ValueError(
+                "`num_buckets` must be 2 or more, and `max_distance` above "
+                f"half of it. Received: num_buckets={num_buckets}, "
+                f"max_distance={max_distance}"
+            )
         self.num_heads = num_heads
         self.num_buckets = num_buckets
         self.max_distance = max_distance

@@ -427,6 +427,10 @@ def test_what_does_not_fit_is_refused():
         StageBackbone(10, position="absolute")
     with pytest.raises(ValueError, match="hidden_dim=8, num_heads=3"):
         StageBackbone(10, num_heads=3, hidden_dim=8)
+    for buckets, distance in [(1, 9), (0, 9), (8, 4), (32, 16)]:
+        with pytest.raises(ValueError, match=f"max_distance={distance}"):
+            RelativeBias(2, num_buckets=buckets, max_distance=distance)
+    RelativeBias(2, num_buckets=8, max_distance=5)
 
 
 @BOTH
