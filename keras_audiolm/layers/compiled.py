@@ -38,7 +38,7 @@ class CompiledFunction:
         elif backend == "tensorflow":
             import tensorflow as tf
 
-            self._run = tf.function(self._traced, reduce_retracing=False)
+            self._run = tf.function(self._traced)
         else:
             self._run = self._traced
 
@@ -53,7 +53,9 @@ class CompiledFunction:
 
             with torch.no_grad():
                 return self._run(*args)
-        return self._run(*args)
+        # One trace a shape is what is wanted, and calling `_run` itself would
+        # warn of them, all models counted together.
+        return self._run.get_concrete_function(*args)(*args)
 
     def _traced(self, *args):
         self.num_traces += 1

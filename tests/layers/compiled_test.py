@@ -73,6 +73,24 @@ def test_nested_arguments_and_results():
     assert int(to_numpy(result["rest"][0])) == 5
 
 
+def test_many_shapes_and_models_warn_of_nothing(caplog):
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("TensorFlow alone warns of retracing")
+    import tensorflow as tf
+
+    tf.get_logger().addHandler(caplog.handler)
+    try:
+        for _ in range(3):
+            layer = make_layer()
+            compiled = CompiledFunction(layer, layer)
+            for rows in range(1, 8):
+                x = np.ones((rows, 3), "float32")
+                assert compiled(x).shape == (rows, 2)
+    finally:
+        tf.get_logger().removeHandler(caplog.handler)
+    assert "retracing" not in caplog.text
+
+
 def test_no_gradient_is_recorded():
     if keras.backend.backend() != "torch":
         pytest.skip("PyTorch alone records by default")
