@@ -6,8 +6,11 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN = $(VENV)/bin
-# Single-process tests on tiny models: more threads only wait for each other.
+# Tiny models: two processes of one thread, as more threads only wait for each
+# other. Slow tests are taken over by the process that has none left.
 TEST_ENV = OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=2
+JOBS ?= 2
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 .PHONY: demo test test-jax test-tensorflow test-torch lint wheel clean
 
@@ -18,13 +21,13 @@ test: test-jax test-tensorflow test-torch
 
 # The whole suite on JAX, the core (what depends on the backend) on the others.
 test-jax: $(VENV)/.installed-all
-	$(TEST_ENV) KERAS_BACKEND=jax $(BIN)/python -m pytest
+	$(TEST_ENV) KERAS_BACKEND=jax $(PYTEST)
 
 test-tensorflow: $(VENV)/.installed-all
-	$(TEST_ENV) KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -m core
+	$(TEST_ENV) KERAS_BACKEND=tensorflow $(PYTEST) -m core
 
 test-torch: $(VENV)/.installed-all
-	$(TEST_ENV) KERAS_BACKEND=torch $(BIN)/python -m pytest -m core
+	$(TEST_ENV) KERAS_BACKEND=torch $(PYTEST) -m core
 
 lint: $(VENV)/.installed-all
 	$(BIN)/ruff check .

@@ -218,11 +218,16 @@ class STFTUnit(keras.layers.Layer):
 class Discriminators(keras.layers.Layer):
     """SoundStream's jury: three wave judges and one of the STFT.
 
+    With several `stft_windows` and no `scales` it is EnCodec's kind of jury,
+    which looks at spectra of several resolutions.
+
     Args:
         wave_channels: int. First channels of each wave judge.
         max_wave_channels: int. Their widest layer.
         stft_channels: int.
         scales: sequence of int. Downsampling of each wave judge.
+        stft_windows: sequence of int. Samples of each STFT judge's window;
+            its hop is a quarter.
 
     Call arguments:
         audio: `(batch, samples)`.
@@ -237,6 +242,7 @@ class Discriminators(keras.layers.Layer):
         max_wave_channels=1024,
         stft_channels=32,
         scales=(1, 2, 4),
+        stft_windows=(1024,),
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -244,13 +250,19 @@ class Discriminators(keras.layers.Layer):
         self.max_wave_channels = max_wave_channels
         self.stft_channels = stft_channels
         self.scales = tuple(scales)
+        self.stft_windows = tuple(stft_windows)
         self.judges = [
             WaveDiscriminator(
                 wave_channels, max_wave_channels, scale, name=f"wave_{scale}"
             )
             for scale in self.scales
         ]
-        self.judges.append(STFTDiscriminator(stft_channels, name="stft"))
+        self.judges += [
+            STFTDiscriminator(
+                stft_channels, window, window // 4, name=f"stft_{window}"
+            )
+            for window in self.stft_windows
+        ]
 
     def build(self, input_shape):
         for judge in self.judges:
@@ -266,4 +278,5 @@ class Discriminators(keras.layers.Layer):
             "max_wave_channels": self.max_wave_channels,
             "stft_channels": self.stft_channels,
             "scales": list(self.scales),
+            "stft_windows": list(self.stft_windows),
         }

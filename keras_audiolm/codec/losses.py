@@ -208,10 +208,23 @@ def adversarial_loss(fake):
     return sum(losses) / len(losses)
 
 
-def feature_loss(real, fake):
-    """Mean absolute difference of inner layers: SoundStream, equation 3."""
+def feature_loss(real, fake, relative=False):
+    """Mean absolute difference of inner layers: SoundStream, equation 3.
+
+    Args:
+        real, fake: as of `discriminator_loss`.
+        relative: bool. Whether each layer's difference counts as a part of
+            its size on real audio, as in EnCodec, so that no layer outweighs
+            the others.
+    """
+
+    def difference(a, b):
+        a = ops.stop_gradient(a)
+        size = ops.mean(ops.abs(a)) + 1e-5 if relative else 1.0
+        return ops.mean(ops.abs(a - b)) / size
+
     losses = [
-        ops.mean(ops.abs(ops.stop_gradient(a) - b))
+        difference(a, b)
         for r, f in zip(real, fake, strict=True)
         for a, b in zip(r[:-1], f[:-1], strict=True)
     ]

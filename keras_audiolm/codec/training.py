@@ -27,9 +27,18 @@ class SoundStreamTrainer(keras.Model):
         feature_weight: float. Defaults to the paper's `100`.
         reconstruction_weight: float. Defaults to the paper's `1`.
         commitment_weight: float. The paper states none. Defaults to `1`.
+        relative_features: bool. Whether feature losses are relative, as in
+            EnCodec. Defaults to `False`, the paper's.
+        judged_samples: int, optional. The discriminators judge a random
+            stretch of so many samples of each batch instead of all: at the
+            paper's size they cost ten times the codec.
+        seed: int. Of those stretches.
 
     Call arguments:
-        audio: `(batch, samples)`.
+        audio: `(batch, samples)`, or to learn to denoise, a dictionary of
+            `audio`, which may be noisy, and `denoise`, `(batch,)` or `(batch,
+            frames)`. The target of `fit` is then what should come out: clean
+            audio where `denoise` is on, `audio` itself elsewhere.
 
     Example:
 
@@ -52,6 +61,9 @@ class SoundStreamTrainer(keras.Model):
         feature_weight=100.0,
         reconstruction_weight=1.0,
         commitment_weight=1.0,
+        relative_features=False,
+        judged_samples=None,
+        seed=0,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -66,6 +78,10 @@ class SoundStreamTrainer(keras.Model):
         self.feature_weight = feature_weight
         self.reconstruction_weight = reconstruction_weight
         self.commitment_weight = commitment_weight
+        self.relative_features = relative_features
+        self.judged_samples = judged_samples
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
         names = ["reconstruction", "commitment"]
         if discriminators is not None:
             names += ["adversarial", "feature", "discriminator"]
@@ -84,6 +100,10 @@ class SoundStreamTrainer(keras.Model):
         self.built = True
 
     def call(self, audio, training=False):
+        if isinstance(audio, dict):
+            return self.codec(
+                audio["audio"], denoise=audio["denoise"], training=training
+            )
         return self.codec(audio, training=training)
 
     def make_optimizer(self, learning_rate=1e-4, discriminator_rate=None):
@@ -116,7 +136,7 @@ class SoundStreamTrainer(keras.Model):
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
-        real = ops.cast(x, "float32")
+        real = ops.cast(x if y is None else y, "float32")
         fake = ops.cast(y_pred, "float32")
         terms = {"reconstruction": self.reconstruction_loss(real, fake)}
         commitment = sum(self.losses) if self.losses else 0.0
@@ -126,7 +146,7 @@ class SoundStreamTrainer(keras.Model):
             "commitment": self.commitment_weight,
         }
         if self.discriminators is not None:
-            terms.update(self._adversarial_terms(real, fake))
+            terms.update(self._adversarial_terms(*self._judged(real, fake)))
             weights["adversarial"] = self.adversarial_weight
             weights["feature"] = self.feature_weight
             weights["discriminator"] = 1.0
@@ -134,13 +154,26 @@ class SoundStreamTrainer(keras.Model):
             self.trackers[name].update_state(value)
         return sum(weights[name] * value for name, value in terms.items())
 
+    def _judged(self, *audios):
+        """The same random stretch of each."""
+        samples, length = audios[0].shape[1], self.judged_samples
+        if length is None or length >= samples:
+            return audios
+        start = keras.random.randint(
+            (), 0, samples - length + 1, seed=self.seed_generator
+        )
+        places = start + ops.arange(length)
+        return tuple(ops.take(audio, places, axis=1) for audio in audios)
+
     def _adversarial_terms(self, real, fake):
         judged_real = self.discriminators(real)
         judged_fake = self.discriminators(ops.stop_gradient(fake))
         frozen_fake = self._judge_frozen(fake)
         return {
             "adversarial": losses.adversarial_loss(frozen_fake),
-            "feature": losses.feature_loss(judged_real, frozen_fake),
+            "feature": losses.feature_loss(
+                judged_real, frozen_fake, self.relative_features
+            ),
             "discriminator": losses.discriminator_loss(
                 judged_real, judged_fake
             ),
@@ -167,6 +200,9 @@ class SoundStreamTrainer(keras.Model):
             "feature_weight": self.feature_weight,
             "reconstruction_weight": self.reconstruction_weight,
             "commitment_weight": self.commitment_weight,
+            "relative_features": self.relative_features,
+            "judged_samples": self.judged_samples,
+            "seed": self.seed,
         }
 
     @classmethod
@@ -178,9 +214,16 @@ class SoundStreamTrainer(keras.Model):
 
 
 def audio_batches(data):
-    """The batches of a `PyDataset`, or an array as its one batch."""
+    """The audio of a `PyDataset`'s batches, or an array as its one batch."""
     if hasattr(data, "shape"):
         return [data]
     if isinstance(data, keras.utils.PyDataset):
-        return (data[i] for i in range(data.num_batches))
-    return data
+        data = (data[i] for i in range(data.num_batches))
+    return (audio_of(batch) for batch in data)
+
+
+def audio_of(batch):
+    """What a batch has the codec hear."""
+    if isinstance(batch, tuple):
+        batch = batch[0]
+    return batch["audio"] if isinstance(batch, dict) else batch
