@@ -218,8 +218,8 @@ def audio_batches(data):
     if hasattr(data, "shape"):
         return [data]
     if isinstance(data, keras.utils.PyDataset):
-        data = (data[i] for i in range(data.num_batches))
-    return (audio_of(batch) for batch in data)
+        return (audio_of(data[i]) for i in range(data.num_batches))
+    return map(audio_of, data)
 
 
 def audio_of(batch):

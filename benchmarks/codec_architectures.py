@@ -1,0 +1,294 @@
+"""Train the codec's architectures under one budget, and compare them.
+
+    python examples/corpora/debian_voices.py corpora/debian_voices
+    python benchmarks/codec_architectures.py train corpora/debian_voices \\
+        --architecture mdct --minutes 60 --out runs/mdct
+    python benchmarks/codec_architectures.py table runs/*
+
+Same data, loss, quantizer and optimizer for all: crops of a second with speed,
+pitch and gain perturbation, 8 levels of 1024 codes at 50 Hz (4 kbps). The last
+third of the budget adds narrow discriminators on short random stretches.
+Minutes are of processor time, so that a run is the same beside another.
+`train` goes on where it was stopped, and measures held-out files at the end:
+PESQ, STOI, SI-SDR and log-mel distance at 1 to 8 levels.
+"""
+
+import argparse
+import csv
+import json
+import os
+import pathlib
+import sys
+import time
+
+import keras_audiolm  # chooses the backend  # isort: skip
+import keras
+import numpy as np
+
+from keras_audiolm.codec.discriminators import Discriminators
+from keras_audiolm.codec.losses import CompressedSpectralLoss
+from keras_audiolm.codec.training import SoundStreamTrainer
+from keras_audiolm.data.audio import load_audio
+from keras_audiolm.data.crops import AudioCrops
+from keras_audiolm.evaluation.codec import codebook_use, compare, reconstruct
+
+ARCHITECTURES = {
+    # The paper's, at half its width.
+    "wave": dict(channels=16, embedding_dim=64),
+    "light": dict(
+        channels=64,
+        strides=(5, 2, 2),
+        stem_stride=16,
+        separable=True,
+        max_groups=4,
+        activation="leaky_relu",
+        embedding_dim=64,
+    ),
+    "mdct": dict(
+        channels=224, strides=(1,), embedding_dim=64, transform="mdct"
+    ),
+    "istft": dict(
+        channels=224, strides=(1,), embedding_dim=64, transform="istft"
+    ),
+}
+QUANTIZER = dict(
+    num_quantizers=8,
+    codebook_size=1024,
+    codebook_decay=0.98,
+    quantizer_dropout=0.5,
+)
+BATCH_SIZE = 12
+STEPS_PER_EPOCH = 20
+JUDGED_SAMPLES = 6000
+# The part of the budget before the discriminators join.
+ALONE = 2 / 3
+WARMUP_STEPS = 100
+# Seconds of processor time between checkpoints.
+CHECKPOINT_INTERVAL = 150
+CLIP_SECONDS = (1.5, 8.0)
+
+
+def make_codec(architecture):
+    return keras_audiolm.SoundStream(
+        **ARCHITECTURES[architecture], **QUANTIZER, name="codec"
+    )
+
+
+def make_trainer(codec, judged):
+    jury = None
+    if judged:
+        jury = Discriminators(
+            8, 256, 8, scales=(1,), stft_windows=(1024,), name="discriminators"
+        )
+    trainer = SoundStreamTrainer(
+        codec,
+        jury,
+        CompressedSpectralLoss(),
+        commitment_weight=10.0,
+        feature_weight=4.0,
+        relative_features=True,
+        judged_samples=JUDGED_SAMPLES,
+    )
+    trainer.build()
+    return trainer
+
+
+class Budget(keras.callbacks.Callback):
+    """Learning rate by the budget spent, checkpoints, and the end.
+
+    Args:
+        out: folder of the checkpoint.
+        minutes: of processor time, in all.
+        until: the part of them at which to stop.
+        peak: highest learning rate.
+    """
+
+    def __init__(self, out, minutes, until, peak):
+        super().__init__()
+        self.out = out
+        self.budget = 60.0 * minutes
+        self.until = until
+        self.peak = peak
+        self.state = {"epoch": 0, "seconds": 0.0, "judged": False}
+        if (out / "state.json").is_file():
+            self.state = json.loads((out / "state.json").read_text())
+        self.saved = self.clock = time.process_time()
+
+    @property
+    def spent(self):
+        return self.state["seconds"] / self.budget
+
+    def on_epoch_begin(self, epoch, logs=None):
+        done = min(self.spent, 1.0)
+        rate = self.peak * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * done)))
+        rate *= min((epoch + 1) * STEPS_PER_EPOCH / WARMUP_STEPS, 1.0)
+        for optimizer in optimizers(self.model):
+            optimizer.learning_rate = rate
+
+    def on_epoch_end(self, epoch, logs=None):
+        now = time.process_time()
+        self.state["seconds"] += now - self.clock
+        self.state["epoch"] = epoch + 1
+        self.clock = now
+        figures = {k: round(float(v), 4) for k, v in logs.items()}
+        line = {**self.state, "minutes": self.state["seconds"] / 60, **figures}
+        with open(self.out / "log.jsonl", "a") as log:
+            log.write(json.dumps(line) + "\n")
+        over = self.spent >= self.until
+        if over or now - self.saved > CHECKPOINT_INTERVAL:
+            self.saved = now
+            save(self.model, self.out, self.state)
+        if over:
+            self.model.stop_training = True
+
+
+def optimizers(model):
+    optimizer = model.optimizer
+    return getattr(optimizer, "optimizers", None) or [optimizer]
+
+
+def save(trainer, out, state):
+    """Weights and state, each whole; the state last."""
+    trainer.save_weights(out / "next.weights.h5")
+    os.replace(out / "next.weights.h5", out / "trainer.weights.h5")
+    (out / "state.tmp").write_text(json.dumps(state))
+    os.replace(out / "state.tmp", out / "state.json")
+
+
+def adam(rate, **kwargs):
+    return keras.optimizers.AdamW(
+        rate, weight_decay=1e-4, clipnorm=1.0, **kwargs
+    )
+
+
+def make_optimizer(judged):
+    if not judged:
+        return adam(1e-3, beta_2=0.98)
+    gan = dict(beta_1=0.5, beta_2=0.9)
+    judges = {r".*discriminators/.*": adam(1e-3, **gan)}
+    return keras.optimizers.MultiOptimizer(
+        keras.optimizers.OptimizerMap(adam(1e-3, **gan), judges)
+    )
+
+
+def train(args):
+    out = args.out
+    out.mkdir(parents=True, exist_ok=True)
+    crops = AudioCrops(
+        sorted((args.corpus / "train").rglob("*.flac")),
+        sample_rate=16000,
+        duration=1.0,
+        batch_size=BATCH_SIZE,
+        steps_per_epoch=STEPS_PER_EPOCH,
+        speed_range=(0.8, 1.25),
+        gain_db=(-12, 3),
+    )
+    codec = make_codec(args.architecture)
+    for judged, until in ((False, args.alone), (True, 1.0)):
+        budget = Budget(out, args.minutes, until, args.learning_rate)
+        if budget.spent >= until:
+            continue
+        trainer = make_trainer(codec, judged)
+        if judged:
+            optimizer = keras.optimizers.MultiOptimizer(
+                keras.optimizers.OptimizerMap(
+                    adam(1e-3, beta_1=0.5, beta_2=0.9),
+                    {
+                        r".*discriminators/.*": adam(
+                            1e-3, beta_1=0.5, beta_2=0.9
+                        )
+                    },
+                )
+            )
+        else:
+            optimizer = adam(1e-3, beta_2=0.98)
+        trainer.compile(optimizer)
+        trainer.optimizer.build(trainer.trainable_variables)
+        restore(trainer, codec, out, budget.state, judged)
+        crops.epoch = budget.state["epoch"]
+        budget.state["judged"] = judged
+        trainer.fit(
+            crops,
+            epochs=10**6,
+            initial_epoch=budget.state["epoch"],
+            shuffle=False,
+            verbose=0,
+            callbacks=[budget],
+        )
+        codec.save_weights(out / "codec.weights.h5")
+    result = measure(codec, args.corpus, args.limit)
+    result["architecture"] = args.architecture
+    result["parameters"] = codec.count_params()
+    result["minutes"] = args.minutes
+    (out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result["levels"], indent=1))
+
+
+def restore(trainer, codec, out, state, judged):
+    """Goes on from the checkpoint, or from the end of the part before."""
+    if state["epoch"] == 0:
+        return
+    if state["judged"] == judged:
+        trainer.load_weights(out / "trainer.weights.h5")
+    else:
+        codec.load_weights(out / "codec.weights.h5")
+
+
+def measure(codec, corpus, limit=None):
+    """Held-out clips of usual length, at every number of levels."""
+    codec.build()
+    with open(corpus / "manifest.csv", newline="") as file:
+        rows = [r for r in csv.DictReader(file) if r["split"] == "held_out"]
+    clips = [load_audio(corpus / r["path"], 16000) for r in rows]
+    low, high = CLIP_SECONDS
+    clips = [c for c in clips if low <= len(c) / 16000 <= high][:limit]
+    levels = {
+        str(k): compare(clips, reconstruct(codec, clips, k), 16000)
+        for k in range(1, codec.num_quantizers + 1)
+    }
+    codes = np.concatenate([codec.encode(c[None])[0] for c in clips])
+    return {
+        "levels": levels,
+        "codebooks": codebook_use(codes, codec.codebook_size),
+    }
+
+
+def table(args):
+    """The runs as Markdown, best PESQ first."""
+    runs = [json.loads((r / "result.json").read_text()) for r in args.runs]
+    runs.sort(key=lambda r: -r["levels"]["8"]["pesq_wb"])
+    print(
+        "| architecture | parameters | minutes | PESQ-WB | STOI | SI-SDR dB "
+        "| log-mel |\n|---|---:|---:|---:|---:|---:|---:|"
+    )
+    for run in runs:
+        best = run["levels"]["8"]
+        print(
+            f"| {run['architecture']} | {run['parameters'] / 1e6:.1f} M | "
+            f"{run['minutes']:g} | {best['pesq_wb']:.2f} | "
+            f"{best['stoi']:.3f} | {best['si_sdr_db']:.1f} | "
+            f"{best['log_mel_distance']:.2f} |"
+        )
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("train")
+    command.set_defaults(run=train)
+    command.add_argument("corpus", type=pathlib.Path)
+    command.add_argument("--architecture", choices=ARCHITECTURES, required=True)
+    command.add_argument("--minutes", type=float, default=60.0)
+    command.add_argument("--alone", type=float, default=ALONE)
+    command.add_argument("--learning-rate", type=float, default=1e-3)
+    command.add_argument("--limit", type=int, help="clips to measure on")
+    command.add_argument("--out", type=pathlib.Path, required=True)
+    command = commands.add_parser("table")
+    command.set_defaults(run=table)
+    command.add_argument("runs", type=pathlib.Path, nargs="+")
+    args = parser.parse_args(argv)
+    args.run(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
