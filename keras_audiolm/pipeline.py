@@ -88,9 +88,8 @@ class AudioLMPipeline:
             pipeline._builders[name] = functools.partial(
                 presets.load_part, folder, name, load_weights=name in trained
             )
-        card = folder / "README.md"
-        if load_weights and card.is_file():
-            pipeline._card = card.read_text()
+        if load_weights:
+            pipeline._card = presets.read_card(folder)
         return pipeline
 
     def save_to_preset(self, folder, dtype="float32"):
@@ -164,7 +163,9 @@ class AudioLMPipeline:
     def sample_rate(self):
         """Hertz, of all audio in and out."""
         if self._parts["codec"] is None:
-            return self._configs["codec"]["config"]["sample_rate"]
+            config = self._configs["codec"]["config"]
+            if "sample_rate" in config:
+                return config["sample_rate"]
         return self.codec.sample_rate
 
     @functools.cached_property

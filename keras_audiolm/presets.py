@@ -138,21 +138,30 @@ def read_metadata(folder):
     Raises:
         ValueError: on a missing or foreign file, or parts that do not exist.
     """
-    path = folder / "metadata.json"
+    path = _inside(folder, folder / "metadata.json")
     metadata = read_json(path)
-    if not isinstance(metadata, dict) or "parts" not in metadata:
+    names = ("parts", "trained")
+    if not isinstance(metadata, dict) or not all(
+        isinstance(metadata.get(name), list) for name in names
+    ):
         raise ValueError(f"{path} does not describe a keras_audiolm preset.")
     if metadata.get("format") != FORMAT:
         raise ValueError(
             f"{path} has format {metadata.get('format')!r}; this version of "
             f"keras_audiolm reads format {FORMAT}."
         )
-    for name in (*metadata["parts"], *metadata.get("trained", [])):
+    for name in (*metadata["parts"], *metadata["trained"]):
         if name not in PARTS:
             raise ValueError(
                 f"{path} names a part {name!r}. Parts are {', '.join(PARTS)}."
             )
     return metadata
+
+
+def read_card(folder):
+    """The text of the model card, or `None` where there is none."""
+    path = _inside(folder, folder / "README.md")
+    return path.read_text(errors="replace") if path.is_file() else None
 
 
 def read_config(folder, part):
@@ -239,7 +248,7 @@ def load_part(folder, part, load_weights=True):
     cls = getattr(modules[0], class_name)
     try:
         model = cls.from_config(config["config"])
-    except (TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{folder / part / 'config.json'} does not fit {class_name}: "
             f"{error}"
@@ -259,11 +268,35 @@ def _load_weights(model, path):
         raise ValueError(f"The preset is incomplete: {path} is missing.")
     try:
         model.load_weights(path)
+        # Keras leaves alone what a file holds beyond the model's weights.
+        found, expected = count_arrays(path), len(model.weights)
+        if found != expected:
+            raise ValueError(f"it has {found} arrays, not {expected}")
     except (ValueError, OSError, KeyError) as error:
         raise ValueError(
             f"{path} does not hold the weights that its config.json "
             f"describes: {error}"
         ) from error
+
+
+def count_arrays(path):
+    """How many arrays a weights file holds, an optimizer's left out."""
+    import h5py
+
+    names = []
+    with h5py.File(path) as file:
+        file.visititems(
+            lambda name, item: (
+                names.append(name)
+                if isinstance(item, h5py.Dataset) and not _of_optimizer(name)
+                else None
+            )
+        )
+    return len(names)
+
+
+def _of_optimizer(name):
+    return "optimizer" in name.split("/")
 
 
 # === Writing ===
@@ -273,8 +306,7 @@ def save_part(model, folder, dtype="float32"):
     """Writes a part's `config.json` and `model.weights.h5`."""
     write_config(part_config(model), folder)
     model.save_weights(folder / WEIGHTS)
-    if dtype != "float32":
-        cast_weights(folder / WEIGHTS, dtype)
+    cast_weights(folder / WEIGHTS, dtype)
 
 
 def write_config(config, folder):
@@ -303,11 +335,12 @@ def _without_state(config):
 
 
 def cast_weights(path, dtype):
-    """Rewrites the float32 arrays of a weights file, smaller.
+    """Rewrites a weights file, smaller.
 
-    They become another float type and are packed. Of float16's ten bits of
-    mantissa two are rounded away first: the eight that stay are one more than
-    bfloat16 has, and the zeros pack.
+    What an optimizer left there, twice the weights, is dropped. The float32
+    arrays become `dtype`, and where this is another type they are packed. Of
+    float16's ten bits of mantissa two are rounded away first: the eight that
+    stay are one more than bfloat16 has, and the zeros pack.
     """
     import h5py
 
@@ -315,21 +348,20 @@ def cast_weights(path, dtype):
     with h5py.File(path) as source, h5py.File(temporary, "w") as target:
 
         def copy(name, item):
+            if _of_optimizer(name):
+                return
             if isinstance(item, h5py.Group):
                 group = target.require_group(name)
                 group.attrs.update(item.attrs)
                 return
-            is_float = item.dtype == "float32" and item.shape
-            data = item[()]
-            if is_float:
+            data, packing = item[()], {}
+            if data.dtype == "float32" and data.shape and dtype != "float32":
                 data = data.astype(dtype)
-            if is_float and dtype == "float16":
-                bits = data.view("uint16").astype("uint32") + 2
-                data = (bits & 0xFFFC).astype("uint16").view("float16")
-            packing = {"compression": "gzip", "shuffle": True}
-            made = target.create_dataset(
-                name, data=data, **(packing if is_float else {})
-            )
+                packing = {"compression": "gzip", "shuffle": True}
+                if dtype == "float16":
+                    bits = data.view("uint16").astype("uint32") + 2
+                    data = (bits & 0xFFFC).astype("uint16").view("float16")
+            made = target.create_dataset(name, data=data, **packing)
             made.attrs.update(item.attrs)
 
         target.attrs.update(source.attrs)

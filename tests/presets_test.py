@@ -158,10 +158,37 @@ def test_wrong_shape(copy):
         _ = AudioLMPipeline.from_preset(copy).codec
 
 
-def test_unknown_argument(copy):
-    edit(copy / "codec/config.json", lambda c: c["config"].update(colour=1))
-    with pytest.raises(ValueError, match="colour"):
+def test_weights_of_more_layers(copy):
+    edit(
+        copy / "coarse_lm/config.json",
+        lambda c: c["config"]["backbone"]["config"].update(num_layers=0),
+    )
+    with pytest.raises(ValueError, match="coarse_lm/model.weights.h5.*arrays"):
+        _ = AudioLMPipeline.from_preset(copy).coarse_lm
+
+
+@pytest.mark.parametrize("argument", ["colour", "dtype"])
+def test_unfit_argument(copy, argument):
+    edit(
+        copy / "codec/config.json",
+        lambda c: c["config"].update({argument: "blue"}),
+    )
+    pattern = f"codec/config.json.*({argument}|blue)"
+    with pytest.raises(ValueError, match=pattern):
         _ = AudioLMPipeline.from_preset(copy).codec
+
+
+@pytest.mark.parametrize("name", ["parts", "trained"])
+def test_metadata_without_lists(copy, name):
+    edit(copy / "metadata.json", lambda c: c.update({name: None}))
+    with pytest.raises(ValueError, match="metadata.json does not describe"):
+        AudioLMPipeline.from_preset(copy)
+
+
+def test_sample_rate_may_be_left_to_the_codec(copy):
+    edit(copy / "codec/config.json", lambda c: c["config"].pop("sample_rate"))
+    pipeline = AudioLMPipeline.from_preset(copy)
+    assert pipeline.sample_rate == pipeline.codec.sample_rate
 
 
 @pytest.mark.parametrize(
@@ -196,10 +223,14 @@ def test_part_name_that_climbs_out(copy):
         AudioLMPipeline.from_preset(copy)
 
 
-def test_link_that_leads_out(copy, tmp_path):
-    outside = tmp_path / "outside.json"
-    shutil.move(copy / "codec/config.json", outside)
-    (copy / "codec/config.json").symlink_to(outside)
+@pytest.mark.parametrize(
+    "file", ["metadata.json", "README.md", "codec/config.json"]
+)
+def test_link_that_leads_out(copy, tmp_path, file):
+    (copy / "README.md").write_text("A card")
+    outside = tmp_path / "outside"
+    shutil.move(copy / file, outside)
+    (copy / file).symlink_to(outside)
     with pytest.raises(ValueError, match="leads out"):
         AudioLMPipeline.from_preset(copy)
 
@@ -293,13 +324,18 @@ def test_untrained_parts_keep_their_sizes(tmp_path):
     assert not list(tmp_path.rglob("*.h5"))
 
 
-def test_a_preset_does_not_hold_how_it_was_trained(tmp_path):
+def test_a_preset_does_not_hold_how_it_was_trained(tmp_path, monkeypatch):
     pipeline = tiny_pipeline()
-    pipeline.semantic_tokenizer.encoder.compile("adamw")
-    pipeline.coarse_lm.compile("adamw")
+    for model in (pipeline.semantic_tokenizer.encoder, pipeline.coarse_lm):
+        model.compile("adamw")
+        model.optimizer.build(model.trainable_variables)
     pipeline.save_to_preset(tmp_path / "compiled")
     for path in tmp_path.rglob("config.json"):
         assert "AdamW" not in path.read_text()
+    monkeypatch.setattr(presets, "_of_optimizer", lambda name: False)
+    for name in pipeline.part_names:
+        weights = tmp_path / "compiled" / name / presets.WEIGHTS
+        assert presets.count_arrays(weights) == len(pipeline.part(name).weights)
     loaded = AudioLMPipeline.from_preset(tmp_path / "compiled")
     for name in loaded.part_names:
         for a, b in zip(
