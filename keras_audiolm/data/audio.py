@@ -61,6 +61,8 @@ def open_audio(path):
 def unreadable(error):
     """The reason for `AudioFileError` when libsndfile fails."""
     message = getattr(error, "error_string", None) or str(error)
+    if "does not exist" in message:  # what libsndfile says of a false .mp3
+        message = "Format not recognised"
     return (
         f"cannot be read ({message.rstrip('. ')}). wav, flac, ogg and mp3 "
         "are read; convert other formats first, for example with ffmpeg"
@@ -183,13 +185,15 @@ def save_audio(path, audio, sample_rate):
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        soundfile.write(
-            temporary,
-            pcm,
-            int(sample_rate),
-            subtype="PCM_16",
-            format=formats[path.suffix.lower()],
-        )
+        # Opened here, for an error that says why it cannot be written.
+        with open(temporary, "wb") as file:
+            soundfile.write(
+                file,
+                pcm,
+                int(sample_rate),
+                subtype="PCM_16",
+                format=formats[path.suffix.lower()],
+            )
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -135,6 +135,13 @@ def test_load_audio_says_what_is_wrong_with_a_file(tmp_path, kind, message):
     assert str(path) in str(info.value)
 
 
+def test_false_mp3_is_not_said_to_be_missing(tmp_path):
+    path = tmp_path / "bad.mp3"
+    write_bad_file(path, "foreign")
+    with pytest.raises(ValueError, match="Format not recognised"):
+        load_audio(path, 16000)
+
+
 @pytest.mark.parametrize("rate", [0, -1])
 def test_load_audio_rejects_a_sample_rate(tmp_path, rate):
     with pytest.raises(ValueError, match="sample_rate"):
@@ -202,8 +209,7 @@ def test_failed_save_keeps_the_old_file_and_leaves_nothing(
     before = path.read_bytes()
 
     def half_write(file, *args, **kwargs):
-        with open(file, "wb") as opened:
-            opened.write(b"RIFF half")
+        file.write(b"RIFF half")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(audio_lib.soundfile, "write", half_write)
@@ -211,6 +217,15 @@ def test_failed_save_keeps_the_old_file_and_leaves_nothing(
         save_audio(path, tone(0.2, 16000), 16000)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["a.wav"]
+
+
+def test_save_says_why_it_cannot_write(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    name = "n" * 250 + ".wav"  # the temporary name is longer still
+    with pytest.raises(OSError, match="too long"):
+        save_audio(folder / name, tone(0.1, 16000), 16000)
+    assert not os.listdir(folder)
 
 
 def test_find_audio_files(tmp_path):
