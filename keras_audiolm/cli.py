@@ -357,6 +357,22 @@ def _add_tokenize(commands, parents):
     )
 
 
+def check_output(path):
+    """Refuses a file that cannot be written, before the work is done.
+
+    Raises:
+        ValueError: if `path` is a folder, or its folder is none or read-only.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give a file to write.")
+    folder = next(p for p in path.absolute().parents if p.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(
+            f"{path} cannot be written: {folder} is not a folder that you may "
+            "write to."
+        )
+
+
 # === What it does ===
 
 
@@ -567,6 +583,8 @@ def main(argv=None):
     args = build_parser().parse_args(argv)
     debug = args.debug or os.environ.get("KERAS_AUDIOLM_DEBUG")
     try:
+        if "output" in args:
+            check_output(args.output)
         args.run(args)
     except (KeyboardInterrupt, Stopped) as error:
         say(f"keras-audiolm: {str(error) or 'stopped'}")

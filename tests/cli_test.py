@@ -285,6 +285,17 @@ def test_train_refuses_folders_it_cannot_use(
     assert pipeline.calls == []
 
 
+@pytest.mark.parametrize("place", ["folder.wav", "file/o.wav"])
+def test_output_that_cannot_be_written_costs_no_loading(
+    place, pipeline, tmp_path, capsys
+):
+    (tmp_path / "folder.wav").mkdir()
+    (tmp_path / "file").touch()
+    assert run("sample", "-o", tmp_path / place) == 1
+    assert str(tmp_path / place) in error_line(capsys)
+    assert pipeline.calls == []
+
+
 def test_errors_take_one_line(pipeline, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out.wav"
     monkeypatch.setattr(pipeline, "error", ValueError("too\n  short"))
