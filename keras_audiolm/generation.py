@@ -64,6 +64,8 @@ class Cascade:
         self.unit_duration = unit_duration
         self.sampling = sampling
         self.progress = progress or (lambda message: None)
+        if seed is not None and seed < 0:
+            raise ValueError(f"`seed` must be zero or more. Received: {seed}")
         if seed is None:
             seed = np.random.SeedSequence().entropy % 2**63
         self.seed = seed

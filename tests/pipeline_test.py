@@ -127,6 +127,7 @@ def test_resynthesis_keeps_the_length_and_what_is_said(pipeline, samples):
         ({"temperature": {"corse": 1.0}}, "corse"),
         ({"top_k": 0}, "top_k"),
         ({"top_p": 1.5}, "top_p"),
+        ({"seed": -1}, "seed.*-1$"),
         ({"prompt": np.zeros(16000, "float32")}, "silent"),
         ({"prompt": np.full(16000, np.nan, "float32")}, "finite"),
         ({"prompt": noise(100)}, "short|second"),
