@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_audiolm.layers.grouped_conv import GroupedConv1D
+
 
 @keras.saving.register_keras_serializable(package="keras_audiolm")
 class WaveDiscriminator(keras.layers.Layer):
@@ -44,7 +46,7 @@ class WaveDiscriminator(keras.layers.Layer):
             groups = max(width // 4, 1)
             width = min(4 * width, max_channels)
             self.convolutions.append(
-                conv1d(width, 41, 4, groups, name=f"conv_{i + 1}")
+                GroupedConv1D(width, 41, 4, groups, name=f"conv_{i + 1}")
             )
         self.convolutions.append(conv1d(width, 5, name="conv_5"))
         self.to_logits = conv1d(1, 3, name="to_logits", dtype="float32")
@@ -75,15 +77,8 @@ class WaveDiscriminator(keras.layers.Layer):
         }
 
 
-def conv1d(filters, kernel_size, strides=1, groups=1, **kwargs):
-    return keras.layers.Conv1D(
-        filters,
-        kernel_size,
-        strides=strides,
-        groups=groups,
-        padding="same",
-        **kwargs,
-    )
+def conv1d(filters, kernel_size, **kwargs):
+    return keras.layers.Conv1D(filters, kernel_size, padding="same", **kwargs)
 
 
 @keras.saving.register_keras_serializable(package="keras_audiolm")

@@ -19,6 +19,8 @@ AUDIO_SUFFIXES = (
 )
 # Below this peak (-80 dBFS) audio counts as silent.
 SILENCE = 1e-4
+# Seconds of the paper's semantic frame: nothing is learned from less.
+SHORTEST = 0.04
 # Floats beyond this are integers that nobody scaled to [-1, 1], not a mix that
 # is a little too loud.
 LARGEST_SAMPLE = 16.0
@@ -135,6 +137,21 @@ def load_audio(path, sample_rate):
             path, f"has samples up to {peak:g}: scale it to [-1, 1]"
         )
     return np.clip(audio, -1.0, 1.0, out=audio)
+
+
+def load_audible(path, sample_rate, min_duration=SHORTEST):
+    """`load_audio` for training: refuses what is too short or silent.
+
+    Raises:
+        AudioFileError: as `load_audio`, and for such files.
+    """
+    audio = load_audio(path, sample_rate)
+    seconds = len(audio) / sample_rate
+    if seconds < min_duration:
+        raise AudioFileError(path, f"is too short ({seconds:.3f} seconds)")
+    if max(audio.max(), -audio.min()) < SILENCE:
+        raise AudioFileError(path, "is silent")
+    return audio
 
 
 def _read_blocks(file, sample_rate):

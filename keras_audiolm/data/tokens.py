@@ -10,7 +10,7 @@ from collections import defaultdict
 import keras
 import numpy as np
 
-from keras_audiolm.data.audio import AudioFileError, load_audio
+from keras_audiolm.data.audio import AudioFileError, load_audible
 
 # Files of one shard: what a stop can lose, at most.
 FILES_PER_SHARD = 256
@@ -86,7 +86,7 @@ def _write_shard(path, files, tokenize, sample_rate):
     kept, audio, tokens, skipped = [], [], [], {}
     for file in files:
         try:
-            audio.append(load_audio(file, sample_rate))
+            audio.append(load_audible(file, sample_rate))
             kept.append(file)
         except AudioFileError as error:
             skipped[str(file)] = error.reason

@@ -75,7 +75,8 @@ def test_wave_judge_matches_numpy(downsampling):
     expected = []
     for layer in (*judge.convolutions, judge.to_logits):
         kernel, bias = (to_numpy(w) for w in layer.weights)
-        stride, groups = layer.strides[0], layer.groups
+        stride = np.ravel(layer.strides)[0]
+            groups = layer.groups
         x = slow_conv(x, kernel, bias, stride, groups)
         if layer is not judge.to_logits:
             x = np.where(x > 0, x, 0.2 * x)
@@ -149,8 +150,8 @@ def test_wave_judge_reaches_as_far_as_its_kernels():
     judge = built(WaveDiscriminator(4, 8))
     reach, stride = 1, 1
     for layer in (*judge.convolutions, judge.to_logits):
-        reach += (layer.kernel_size[0] - 1) * stride
-        stride *= layer.strides[0]
+        reach += (np.ravel(layer.kernel_size)[0] - 1) * stride
+        stride *= np.ravel(layer.strides)[0]
     assert (reach, stride) == (15 + 40 * (1 + 4 + 16 + 64) + 6 * 256, 256)
     audio = normal(1, 16384)
     before = run(judge, audio)[-1][0, :, 0]

@@ -281,6 +281,16 @@ def test_bad_files_are_skipped_and_stay_known(files, tmp_path):
         assert "cannot be read" in corpus.skipped[files[2]]
 
 
+def test_silent_and_too_short_files_are_skipped(files, tmp_path):
+    soundfile.write(files[1], np.zeros(RATE), RATE)
+    soundfile.write(files[3], np.full(RATE // 30, 0.1), RATE)
+    with pytest.warns(UserWarning, match=r"2 file\(s\) "):
+        corpus = tokenize(files, tmp_path / "tokens", Tokenizer())
+    assert_holds(corpus, [0, 2, 4])
+    assert corpus.skipped[files[1]] == "is silent"
+    assert "too short" in corpus.skipped[files[3]]
+
+
 def test_a_shard_of_bad_files_only(files, tmp_path):
     for path in files[2:4]:
         path.write_bytes(b"")
