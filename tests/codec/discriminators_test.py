@@ -75,8 +75,7 @@ def test_wave_judge_matches_numpy(downsampling):
     expected = []
     for layer in (*judge.convolutions, judge.to_logits):
         kernel, bias = (to_numpy(w) for w in layer.weights)
-        stride = np.ravel(layer.strides)[0]
-            groups = layer.groups
+        stride, groups = np.ravel(layer.strides)[0], layer.groups
         x = slow_conv(x, kernel, bias, stride, groups)
         if layer is not judge.to_logits:
             x = np.where(x > 0, x, 0.2 * x)
