@@ -1,4 +1,4 @@
-"""keras-audiolm: continue, sample, resynthesize, train and tokenize.
+"""keras-audiolm: continue, sample, resynthesize, train, tokenize, encode...
 
 Only the standard library is imported up here, so that `--help` and mistyped
 commands answer at once. What was typed is checked before Keras is imported
@@ -14,7 +14,7 @@ import sys
 import time
 
 from keras_audiolm._backend import BACKENDS
-from keras_audiolm._bundled import suggest
+from keras_audiolm._bundled import bundled_preset_names, suggest
 from keras_audiolm.presets import PARTS, check_target, find_preset
 from keras_audiolm.version import __version__
 
@@ -75,6 +75,15 @@ def npz_output(text):
     if path.suffix.lower() != ".npz":
         raise argparse.ArgumentTypeError(
             f"must end with .npz. Received: {text}"
+        )
+    return path
+
+
+def ska_output(text):
+    path = pathlib.Path(text)
+    if path.suffix.lower() != ".ska":
+        raise argparse.ArgumentTypeError(
+            f"must end with .ska. Received: {text}"
         )
     return path
 
@@ -147,6 +156,8 @@ def build_parser():
     _add_resynthesize(commands, [sampling, common])
     _add_train(commands, [common])
     _add_tokenize(commands, [common])
+    _add_encode(commands, [common])
+    _add_decode(commands, [_common_options(None, "the one that FILE names")])
     return parser
 
 
@@ -163,13 +174,13 @@ def _add_command(commands, name, run, parents, description):
     return parser
 
 
-def _common_options():
+def _common_options(preset=DEFAULT_PRESET, default=DEFAULT_PRESET):
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument(
         "--preset",
-        default=DEFAULT_PRESET,
+        default=preset,
         help="name of a bundled preset, a preset folder, kaggle://... or "
-        "hf://... (default: %(default)s)",
+        f"hf://... (default: {default})",
     )
     options.add_argument(
         "--backend",
@@ -373,6 +384,39 @@ def check_output(path):
         )
 
 
+def _add_encode(commands, parents):
+    parser = _add_command(
+        commands,
+        "encode",
+        run_encode,
+        parents,
+        "Compress a recording with the codec of a preset. `decode` brings it "
+        "back.",
+    )
+    parser.add_argument("input", metavar="IN", help="recording to read")
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", type=ska_output, required=True
+    )
+    parser.add_argument(
+        "--bandwidth",
+        type=float,
+        metavar="BITS",
+        help="bits per second to stay below (default: all levels)",
+    )
+
+
+def _add_decode(commands, parents):
+    parser = _add_command(
+        commands,
+        "decode",
+        run_decode,
+        parents,
+        "Decompress what `encode` wrote. The codec must be the same.",
+    )
+    parser.add_argument("input", metavar="FILE", help="a .ska file")
+    _add_output(parser)
+
+
 # === What it does ===
 
 
@@ -392,8 +436,14 @@ def keep_compiled_programs():
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
-def load_pipeline(args, load_weights=True):
-    """Checks the preset's name, then imports Keras and loads the preset."""
+def load(class_name, args, **kwargs):
+    """Checks the preset's name, then imports Keras and loads the preset.
+
+    Args:
+        class_name: str. Of the class whose `from_preset` is called.
+        args: `preset`, `backend`.
+        **kwargs: for `from_preset`.
+    """
     preset = args.preset
     if "://" not in preset:
         find_preset(preset)  # a typing error should not cost the import
@@ -403,14 +453,15 @@ def load_pipeline(args, load_weights=True):
     keep_compiled_programs()
     say(f"Loading {preset} ...")
     start = time.perf_counter()
-    from keras_audiolm import AudioLMPipeline
+    import keras_audiolm
 
-    pipeline = AudioLMPipeline.from_preset(preset, load_weights=load_weights)
+    cls = getattr(keras_audiolm, class_name)
+    loaded = cls.from_preset(preset, **kwargs)
     say(f"Loaded in {time.perf_counter() - start:.1f} s.")
-    return pipeline
+    return loaded
 
 
-def read_recording(args, path):
+def read_recording(args, path, class_name="AudioLMPipeline"):
     """Loads the preset and reads `path` at its sample rate.
 
     The file is opened first: a typing error should not cost the loading.
@@ -418,8 +469,8 @@ def read_recording(args, path):
     from keras_audiolm.data import audio
 
     audio.open_audio(path).close()
-    pipeline = load_pipeline(args)
-    return pipeline, audio.load_audio(path, pipeline.sample_rate)
+    loaded = load(class_name, args)
+    return loaded, audio.load_audio(path, loaded.sample_rate)
 
 
 def sample(args, method, *inputs, **options):
@@ -484,7 +535,7 @@ def run_continue(args):
 
 
 def run_sample(args):
-    generate(args, load_pipeline(args))
+    generate(args, load("AudioLMPipeline", args))
 
 
 def run_resynthesize(args):
@@ -523,7 +574,7 @@ def run_train(args):
         find_audio_files(args.validation)
     check_target(args.out)
     checkpoint_dir = args.checkpoint_dir or f"{args.out}-checkpoints"
-    pipeline = load_pipeline(args, load_weights=not args.from_scratch)
+    pipeline = load("AudioLMPipeline", args, load_weights=not args.from_scratch)
     say(f"Training on {len(files)} files; checkpoints in {checkpoint_dir} ...")
     start = time.perf_counter()
     try:
@@ -549,6 +600,45 @@ def run_train(args):
         f"{args.out}: trained in {minutes:.1f} min. Hear it with: "
         f"keras-audiolm sample --preset {args.out} -o sample.wav"
     )
+
+
+def run_encode(args):
+    codec, audio = read_recording(args, args.input, "SoundStream")
+    from keras_audiolm.codec.bitstream import CompressedAudio
+
+    start = time.perf_counter()
+    compressed = CompressedAudio.encode(
+        codec, audio, args.bandwidth, args.preset
+    )
+    elapsed = time.perf_counter() - start
+    compressed.save(args.output)
+    what = (
+        f"{args.output.stat().st_size} bytes, "
+        f"{compressed.bits_per_second / 1000:g} kbps,"
+    )
+    report(args.output, what, len(audio) / codec.sample_rate, elapsed)
+
+
+def run_decode(args):
+    from keras_audiolm.codec.bitstream import CompressedAudio
+
+    compressed = CompressedAudio.load(args.input)
+    if args.preset is None:
+        # A file must not choose what is fetched from where.
+        if compressed.preset not in bundled_preset_names():
+            raise ValueError(
+                f"{args.input} was made with the preset "
+                f"{compressed.preset!r}, which is not bundled. If you trust "
+                f"it: --preset {compressed.preset}"
+            )
+        args.preset = compressed.preset
+    codec = load("SoundStream", args)
+    start = time.perf_counter()
+    audio = compressed.decode(codec)
+    elapsed = time.perf_counter() - start
+    where = write_all(args.output, audio[None], codec.sample_rate)
+    seconds = len(audio) / codec.sample_rate
+    report(where, f"{seconds:.1f} s of sound", seconds, elapsed)
 
 
 # === Errors ===

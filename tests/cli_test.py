@@ -368,3 +368,39 @@ def test_trains_and_uses_what_it_trained(
     capsys.readouterr()
     assert run("sample", "-o", out, "--temperature", -1, *common[:2]) == 1
     assert "temperature" in error_line(capsys)
+
+
+def test_compresses_and_brings_back(tiny_preset, tmp_path, capsys):
+    """With the tiny preset's own codec, at half and at all of its levels."""
+    from keras_audiolm import SoundStream
+
+    codec = SoundStream.from_preset(tiny_preset)
+    rate = codec.sample_rate
+    audio = 0.3 * np.sin(np.arange(rate // 2 + 7)).astype("float32")
+    prompt, small = tmp_path / "in.wav", tmp_path / "small.ska"
+    save_audio(prompt, audio, rate)
+    levels = codec.num_quantizers
+    per_level = rate / codec.hop_length * np.log2(codec.codebook_size)
+    assert run("encode", prompt, "-o", small, "--preset", tiny_preset) == 0
+    assert f"{per_level * levels / 1000:g} kbps" in capsys.readouterr().out
+    tiny = tmp_path / "tiny.ska"
+    limit = ("--bandwidth", per_level * 1.5)
+    command = ("encode", prompt, "-o", tiny, "--preset", tiny_preset)
+    assert run(*command, *limit) == 0
+    assert tiny.stat().st_size < small.stat().st_size
+
+    # The file's own word for where its codec is must not be enough.
+    back = tmp_path / "back.wav"
+    assert run("decode", small, "-o", back) == 1
+    assert "not bundled" in error_line(capsys)
+    assert run("decode", small, "-o", back, "--preset", tiny_preset) == 0
+    expected = codec.decode(codec.encode(load_audio(prompt, rate)[None]))
+    found = load_audio(back, rate)
+    assert found.shape == audio.shape
+    np.testing.assert_allclose(
+        found, expected[0, : len(audio)].clip(-1, 1), atol=1e-3
+    )
+
+    small.write_bytes(small.read_bytes()[:-9])
+    assert run("decode", small, "-o", back, "--preset", tiny_preset) == 1
+    assert "cut short" in error_line(capsys)

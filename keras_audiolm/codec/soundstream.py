@@ -236,6 +236,51 @@ class SoundStream(keras.Model):
             self.analysis.build((None, None, self.width))
             self.synthesis.build((None, None, self.embedding_dim))
 
+    # === Presets ===
+
+    @classmethod
+    def from_preset(cls, preset, load_weights=True):
+        """The codec of a preset.
+
+        Args:
+            preset: the name of a bundled preset, a folder,
+                `kaggle://owner/model/framework/variation` or
+                `hf://owner/name`: of a codec alone, or of a whole pipeline.
+            load_weights: bool. Otherwise it has the preset's sizes only.
+
+        Raises:
+            ValueError: if there is no such preset, its files do not fit, or
+                its codec is untrained and the weights were asked for.
+        """
+        # Presets know the parts, so a part looks for them only when asked.
+        from keras_audiolm import presets
+
+        folder = presets.find_preset(preset)
+        trained = presets.read_metadata(folder)["trained"]
+        if load_weights and "codec" not in trained:
+            raise ValueError(
+                f"The codec of {preset} is untrained. Pass load_weights=False "
+                "for its sizes."
+            )
+        return presets.load_part(folder, "codec", load_weights)
+
+    def save_to_preset(self, folder, card=None, dtype="float32"):
+        """Writes the codec as a preset of its own, or nothing at all.
+
+        Args:
+            folder: path. A preset that stands there is replaced.
+            card: str, optional. The text of README.md.
+            dtype: `"float32"` or `"float16"`: of the weights on disk.
+
+        Raises:
+            ValueError: if `folder` holds something else.
+        """
+        from keras_audiolm import presets
+
+        presets.save_preset(
+            folder, {"codec": self}, ("codec",), {}, card=card, dtype=dtype
+        )
+
     # === Between audio and embeddings ===
 
     def embed(self, audio, denoise=None):

@@ -406,6 +406,19 @@ def test_weights_and_config_come_back(codec, tmp_path):
     np.testing.assert_allclose(copy.decode(codes), codec.decode(codes))
 
 
+def test_a_codec_is_a_preset_of_its_own(wave, tmp_path):
+    folder = tmp_path / "codec"
+    wave.save_to_preset(folder, card="# A codec")
+    assert (folder / "README.md").read_text() == "# A codec"
+    copy = SoundStream.from_preset(folder)
+    audio = normal(1, 12)
+    np.testing.assert_array_equal(copy.encode(audio), wave.encode(audio))
+    sizes = SoundStream.from_preset(folder, load_weights=False)
+    assert sizes.get_config() == wave.get_config()
+    with pytest.raises(ValueError, match="codec of piano is untrained"):
+        SoundStream.from_preset("piano")
+
+
 def test_new_weights_count_in_compiled_functions(tmp_path):
     """Encode and decode read the weights anew, never those of the trace."""
     codec, other = make_codec(seed=0), make_codec(seed=1)
