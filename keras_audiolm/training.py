@@ -270,6 +270,7 @@ def tokenize_all(pipeline, plan, token_dir):
                 pipeline.tokenize_many,
                 pipeline.sample_rate,
                 identity,
+                min_duration=pipeline.unit_samples / pipeline.sample_rate,
             )
     return corpora
 

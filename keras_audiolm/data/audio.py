@@ -19,8 +19,6 @@ AUDIO_SUFFIXES = (
 )
 # Below this peak (-80 dBFS) audio counts as silent.
 SILENCE = 1e-4
-# Seconds of the paper's semantic frame: nothing is learned from less.
-SHORTEST = 0.04
 # Floats beyond this are integers that nobody scaled to [-1, 1], not a mix that
 # is a little too loud.
 LARGEST_SAMPLE = 16.0
@@ -139,7 +137,7 @@ def load_audio(path, sample_rate):
     return np.clip(audio, -1.0, 1.0, out=audio)
 
 
-def load_audible(path, sample_rate, min_duration=SHORTEST):
+def load_audible(path, sample_rate, min_duration=0.0):
     """`load_audio` for training: refuses what is too short or silent.
 
     Raises:

@@ -18,7 +18,7 @@ RESAMPLE_MARGIN = 128
 MAX_DRAWS = 100
 
 
-def scan_audio_files(files, min_duration=audio_lib.SHORTEST):
+def scan_audio_files(files, min_duration=0.04):
     """Read the headers of audio files.
 
     Args:
@@ -58,7 +58,7 @@ class MemoryClips:
         self.clips = []
         for path in _progress(paths):
             try:
-                audio = audio_lib.load_audible(path, sample_rate, 0.0)
+                audio = audio_lib.load_audible(path, sample_rate)
             except audio_lib.AudioFileError as error:
                 skipped[path] = error.reason
                 continue
@@ -192,7 +192,7 @@ class AudioCrops(keras.utils.PyDataset):
         seed=0,
         same_every_epoch=False,
         cache_bytes=1_000_000_000,
-        min_duration=audio_lib.SHORTEST,
+        min_duration=0.04,
         **kwargs,
     ):
         super().__init__(**kwargs)

@@ -18,7 +18,9 @@ FILES_PER_SHARD = 256
 SECONDS_AT_ONCE = 1200.0
 
 
-def tokenize_corpus(files, folder, tokenize, sample_rate, identity):
+def tokenize_corpus(
+    files, folder, tokenize, sample_rate, identity, min_duration=0.0
+):
     """Tokenizes audio files into shards; goes on where a stop left off.
 
     A shard is an `.npz` of the tokens of up to 256 files, written under a
@@ -32,6 +34,8 @@ def tokenize_corpus(files, folder, tokenize, sample_rate, identity):
             `(semantic, acoustic)`, `(frames,)` and `(frames, levels)` int32.
         sample_rate: int. Hertz, of what `tokenize` is given.
         identity: str. Changes when the tokenizers change.
+        min_duration: float. Files of fewer seconds, like unreadable and
+            silent ones, are skipped and counted.
 
     Returns:
         `TokenCorpus`.
@@ -49,7 +53,7 @@ def tokenize_corpus(files, folder, tokenize, sample_rate, identity):
         path = folder / f"shard-{number:05d}.npz"
         if not path.is_file():
             part = files[start : start + FILES_PER_SHARD]
-            _write_shard(path, part, tokenize, sample_rate)
+            _write_shard(path, part, tokenize, sample_rate, min_duration)
         shards.append(path)
     return TokenCorpus(shards)
 
@@ -82,11 +86,11 @@ def _check_index(folder, index):
     os.replace(temporary, path)
 
 
-def _write_shard(path, files, tokenize, sample_rate):
+def _write_shard(path, files, tokenize, sample_rate, min_duration):
     kept, audio, tokens, skipped = [], [], [], {}
     for file in files:
         try:
-            audio.append(load_audible(file, sample_rate))
+            audio.append(load_audible(file, sample_rate, min_duration))
             kept.append(file)
         except AudioFileError as error:
             skipped[str(file)] = error.reason

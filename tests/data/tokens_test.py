@@ -283,9 +283,11 @@ def test_bad_files_are_skipped_and_stay_known(files, tmp_path):
 
 def test_silent_and_too_short_files_are_skipped(files, tmp_path):
     soundfile.write(files[1], np.zeros(RATE), RATE)
-    soundfile.write(files[3], np.full(RATE // 30, 0.1), RATE)
+    soundfile.write(files[3], np.full(7, 0.1), RATE)
     with pytest.warns(UserWarning, match=r"2 file\(s\) "):
-        corpus = tokenize(files, tmp_path / "tokens", Tokenizer())
+        corpus = tokenize_corpus(
+            files, tmp_path, Tokenizer(), RATE, "v1", min_duration=0.001
+        )
     assert_holds(corpus, [0, 2, 4])
     assert corpus.skipped[files[1]] == "is silent"
     assert "too short" in corpus.skipped[files[3]]
