@@ -154,10 +154,53 @@ class Finished:
         if not self.folder:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.model.save_weights(self.folder / "model.weights.h5")
+        save_weights(self.model, self.folder / "model.weights.h5")
         temporary = self.folder / "done.tmp"
         temporary.write_text(json.dumps(self.settings))
         os.replace(temporary, self.folder / "done.json")
+
+
+def save_weights(model, path):
+    """`model.save_weights`, whole or not at all."""
+    temporary = path.with_name(f".{path.name}")
+    model.save_weights(temporary)
+    os.replace(temporary, path)
+
+
+class Backup(keras.callbacks.Callback):
+    """Keeps the weights, the optimizer and how many epochs are done.
+
+    `keras.callbacks.BackupAndRestore` writes over the file that it restores
+    from: a stop in that moment would leave one that it can no longer load.
+
+    Args:
+        folder: `pathlib.Path`.
+    """
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def files(self):
+        return sorted(self.folder.glob("epoch-*.weights.h5"))
+
+    def restore(self, model):
+        """Loads the last backup; returns how many epochs are done."""
+        # Only an optimizer that is built gets its moments back.
+        model.optimizer.build(model.trainable_variables)
+        if not self.files():
+            return 0
+        last = self.files()[-1]
+        model.load_weights(last)
+        return int(last.name.removesuffix(".weights.h5").split("-")[1])
+
+    def on_epoch_end(self, epoch, logs=None):
+        old = self.files()
+        name = f"epoch-{epoch + 1:06d}.weights.h5"
+        save_weights(self.model, self.folder / name)
+        for path in old:
+            path.unlink()
 
 
 # === Parts that hear audio ===
@@ -378,21 +421,20 @@ def run_fit(model, part, plan, training, validation):
     follow = keras.callbacks.LambdaCallback(
         on_epoch_begin=lambda epoch, logs: start_epoch(model, training, epoch)
     )
-    callbacks = [follow, *plan.callbacks]
+    callbacks, done = [follow, *plan.callbacks], 0
     if plan.checkpoint_dir:
-        # Only an optimizer that is built gets its moments back.
-        model.optimizer.build(model.trainable_variables)
-        backup = plan.checkpoint_dir / part / "backup"
-        backup.mkdir(parents=True, exist_ok=True)
-        callbacks.append(keras.callbacks.BackupAndRestore(str(backup)))
+        backup = Backup(plan.checkpoint_dir / part / "backup")
+        done = backup.restore(model)
+        callbacks.append(backup)
     result = model.fit(
         training,
         validation_data=validation,
         epochs=plan.of("epochs", part, 1),
+        initial_epoch=done,
         shuffle=False,
         callbacks=callbacks,
         verbose=plan.verbose,
     )
     if plan.checkpoint_dir:
-        shutil.rmtree(backup, ignore_errors=True)
+        shutil.rmtree(backup.folder, ignore_errors=True)
     return result.history

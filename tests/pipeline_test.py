@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from keras_audiolm import AudioLMPipeline, SoundStreamTrainer
+from keras_audiolm import AudioLMPipeline, SoundStreamTrainer, training
 from tests.tiny import SAMPLE_RATE, tiny_pipeline
 
 
@@ -249,6 +249,31 @@ def test_stopped_and_resumed_equals_uninterrupted(recordings, tmp_path):
             strict=True,
         ):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_stop_while_a_backup_is_written_loses_an_epoch(tmp_path):
+    model = tiny_pipeline().semantic_lm
+    model.compile("adam")
+    backup = training.Backup(tmp_path / "backup")
+    backup.set_model(model)
+    assert backup.restore(model) == 0
+    backup.on_epoch_end(8)
+    backup.on_epoch_end(9)
+    weights = model.get_weights()
+    model.set_weights([w + 1 for w in weights])
+
+    class Stopped:
+        def save_weights(self, path):
+            path.write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    backup.set_model(Stopped())
+    with pytest.raises(KeyboardInterrupt):
+        backup.on_epoch_end(10)
+    assert backup.restore(model) == 10
+    for a, b in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert len(backup.files()) == 1
 
 
 def test_finished_parts_are_not_trained_again(recordings, tmp_path):
