@@ -274,6 +274,7 @@ class AudioLMPipeline:
         if parts is None:
             parts = [n for n in self.part_names if n not in self._trained]
             parts = parts or self.part_names[2:]
+        parts = [parts] if isinstance(parts, str) else parts
         for name in parts:
             if name not in self._parts:
                 raise ValueError(
@@ -435,10 +436,10 @@ class AudioLMPipeline:
             ValueError: on unusable audio, a duration of zero or less, or
                 untrained parts.
         """
-        if not 0 < duration < math.inf:
+        if not 0.5 / self.sample_rate < duration < math.inf:
             raise ValueError(
-                "`duration` must be a number of seconds above zero. Received: "
-                f"duration={duration}"
+                "`duration` must be a number of seconds above zero, a sample "
+                f"or more. Received: duration={duration}"
             )
         self._require(self.part_names, "Generating")
         prompt, batched = self._prompt(prompt, batch_size)

@@ -14,6 +14,7 @@ import numpy as np
 from keras_audiolm.data.audio import find_audio_files
 from keras_audiolm.data.crops import AudioCrops
 from keras_audiolm.data.tokens import TokenCrops, tokenize_corpus
+from keras_audiolm.presets import PARTS
 
 LANGUAGE_MODELS = ("semantic_lm", "coarse_lm", "fine_lm")
 # Seconds of the crops of the parts that hear audio. The language models know
@@ -89,7 +90,14 @@ def list_files(data):
 
 def check_counts(**settings):
     for name, value in settings.items():
-        values = value.values() if isinstance(value, dict) else [value]
+        by_part = value if isinstance(value, dict) else {"": value}
+        values = by_part.values()
+        for part in by_part:
+            if part and part not in PARTS:
+                raise ValueError(
+                    f"`{name}` names a part {part!r}. Parts are "
+                    f"{', '.join(PARTS)}."
+                )
         if any(v is not None and v < 1 for v in values):
             raise ValueError(f"`{name}` must be 1 or more. Received: {value}")
 

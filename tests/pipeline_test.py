@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pytest
 import soundfile
@@ -121,6 +122,7 @@ def test_resynthesis_keeps_the_length_and_what_is_said(pipeline, samples):
     [
         ({"duration": 0}, "duration=0"),
         ({"duration": -1.0}, "duration=-1"),
+        ({"duration": 1e-6}, "duration=1e-06"),
         ({"duration": float("nan")}, "duration"),
         ({"batch_size": 0}, "batch_size"),
         ({"temperature": -0.1}, "temperature"),
@@ -214,8 +216,6 @@ def test_fit_trains_every_part_and_the_result_generates(recordings, tmp_path):
 @pytest.mark.large
 def test_stopped_and_resumed_equals_uninterrupted(recordings, tmp_path):
     def train(epochs_before_stop, folder):
-        import keras
-
         class Stop(keras.callbacks.Callback):
             def on_epoch_begin(self, epoch, logs=None):
                 if epoch == epochs_before_stop:
@@ -294,6 +294,61 @@ def test_finished_parts_are_not_trained_again(recordings, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+def test_parts_that_are_trained_by_default(recordings, monkeypatch):
+    def parts_of(pipeline, **kwargs):
+        return pipeline.fit(recordings, **kwargs)
+
+    monkeypatch.setattr(training, "fit_parts", lambda _, parts, plan: parts)
+    pipeline = tiny_pipeline()
+    assert parts_of(pipeline) == ["semantic_lm", "coarse_lm", "fine_lm"]
+    assert parts_of(pipeline, parts="codec") == ["codec"]
+    pipeline.mark_trained("codec")
+    assert parts_of(pipeline) == ["coarse_lm", "fine_lm"]
+
+
+def test_compile_sets_the_optimizer_and_other_epochs_train_anew(
+    recordings, tmp_path
+):
+    pipeline = tiny_pipeline()
+    before = pipeline.semantic_lm.get_weights()
+    settings = {
+        "parts": ["semantic_lm"],
+        "checkpoint_dir": tmp_path / "checkpoints",
+    }
+    pipeline.compile(semantic_lm=keras.optimizers.SGD(0.0))
+    fit(pipeline, recordings, tmp_path, **settings)
+    for a, b in zip(before, pipeline.semantic_lm.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    pipeline.compile(semantic_lm=keras.optimizers.SGD(0.1))
+    history = fit(pipeline, recordings, tmp_path, epochs=2, **settings)
+    assert len(history["semantic_lm"]["loss"]) == 2
+    after = pipeline.semantic_lm.get_weights()
+    assert any(np.any(a != b) for a, b in zip(before, after, strict=True))
+
+
+def test_audio_that_is_heard_is_perturbed_but_not_for_the_clusters(
+    pipeline, recordings
+):
+    plan = dict.fromkeys(
+        ("validation_files", "steps_per_epoch", "batch_size", "token_dir")
+    )
+    plan = training.Plan(
+        files=recordings,
+        epochs=1,
+        checkpoint_dir=None,
+        speed_range=(0.8, 1.25),
+        callbacks=None,
+        verbose=0,
+        seed=3,
+        **plan,
+    )
+    for part in ("codec", "semantic_tokenizer"):
+        crops = training.audio_crops(pipeline, part, plan)[0]
+        assert (crops.speed_range, crops.seed) == ((0.8, 1.25), 3)
+    clean = training.audio_crops(pipeline, part, plan, for_clusters=True)[0]
+    assert clean.speed_range is None
+
+
 def test_new_tokenizer_makes_language_models_untrained(recordings, tmp_path):
     pipeline = tiny_pipeline()
     pipeline.mark_trained("codec")
@@ -312,6 +367,7 @@ def test_new_tokenizer_makes_language_models_untrained(recordings, tmp_path):
         ({"parts": ["vocoder"]}, "vocoder"),
         ({"epochs": 0}, "epochs"),
         ({"batch_size": {"codec": 0}}, "batch_size"),
+        ({"epochs": {"smantic_lm": 2}}, "epochs.*smantic_lm"),
         ({"data": []}, "empty"),
     ],
 )

@@ -65,6 +65,15 @@ def test_half_precision_is_half_the_size(pipeline, saved, tmp_path):
         np.testing.assert_allclose(a, b, rtol=4e-3, atol=1e-4)
 
 
+def test_the_card_stays_with_the_weights(copy, tmp_path):
+    (copy / "README.md").write_text("A card")
+    for load_weights in (True, False):
+        loaded = AudioLMPipeline.from_preset(copy, load_weights)
+        again = tmp_path / str(load_weights)
+        loaded.save_to_preset(again)
+        assert (again / "README.md").is_file() == load_weights
+
+
 def test_without_weights_nothing_is_trained(saved):
     loaded = AudioLMPipeline.from_preset(saved, load_weights=False)
     assert loaded.trained_parts == []

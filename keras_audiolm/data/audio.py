@@ -270,6 +270,7 @@ def check_audio(audio, min_samples=1, name="audio", sample_rate=None):
             f"`{name}` is too short: "
             f"{_length(audio.shape[1], sample_rate)} given, at least "
             f"{_length(min_samples, sample_rate)} needed."
+            + _channels_last(audio)
         )
     peaks = np.abs(audio).max(axis=1)
     if peaks.max() > LARGEST_SAMPLE:
@@ -322,6 +323,17 @@ def _as_float_batch(audio, name):
             "samples."
         )
     return audio
+
+
+def _channels_last(audio):
+    """Advice for `(samples, channels)`, which reads as a batch of nothing."""
+    rows, samples = audio.shape
+    if rows <= samples:
+        return ""
+    return (
+        f" Its shape is ({rows}, {samples}): if these are channels, average "
+        "them with audio.mean(axis=1)."
+    )
 
 
 def _length(samples, sample_rate):

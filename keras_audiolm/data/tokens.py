@@ -66,7 +66,8 @@ def _progress(items):
 
 def _describe(files):
     """A checksum of which files there are, and how large."""
-    text = "\n".join(f"{path}:{path.stat().st_size}" for path in files)
+    sizes = [path.stat().st_size if path.exists() else None for path in files]
+    text = "\n".join(f"{p}:{s}" for p, s in zip(files, sizes, strict=True))
     return f"{len(files)} files, {zlib.crc32(text.encode()):08x}"
 
 

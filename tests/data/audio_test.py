@@ -228,6 +228,13 @@ def test_save_says_why_it_cannot_write(tmp_path):
     assert not os.listdir(folder)
 
 
+def test_channels_last_are_recognised():
+    with pytest.raises(ValueError, match=r"too short.*mean\(axis=1\)"):
+        check_audio(np.full((900, 8), 0.1), min_samples=640)
+    with pytest.raises(ValueError, match="640 samples needed.$"):
+        check_audio(np.full((1, 8), 0.1), min_samples=640)
+
+
 def test_find_audio_files(tmp_path):
     names = ["b/2.WAV", "b/1.flac", "a.ogg", "c/d/e.mp3", "z.opus"]
     others = ["notes.txt", ".hidden.wav", ".git/x.wav", "b/._2.wav"]

@@ -271,12 +271,14 @@ def test_a_stop_while_writing_leaves_no_shard(files, tmp_path, monkeypatch):
 def test_bad_files_are_skipped_and_stay_known(files, tmp_path):
     files[0].write_bytes(b"")
     files[2].write_text("no audio at all")
+    files.append(files[0].with_name("none.wav"))
     folder = tmp_path / "tokens"
     for tokenizer in (Tokenizer(), Tokenizer(fail_at=0)):
-        with pytest.warns(UserWarning, match=r"2 file\(s\) .*0.wav is empty"):
+        with pytest.warns(UserWarning, match=r"3 file\(s\) .*0.wav is empty"):
             corpus = tokenize(files, folder, tokenizer)
         assert_holds(corpus, [1, 3, 4])
-        assert set(corpus.skipped) == {files[0], files[2]}
+        assert set(corpus.skipped) == {files[0], files[2], files[5]}
+        assert "does not exist" in corpus.skipped[files[5]]
         assert "is empty" in corpus.skipped[files[0]]
         assert "cannot be read" in corpus.skipped[files[2]]
 
