@@ -356,8 +356,9 @@ class StageBackbone(keras.Model):
                 dtype="float32",
                 name="relative_bias",
             )
+        # A seed that no block has: they would drop the same places.
         self.embedding_drop = keras.layers.Dropout(
-            dropout, seed=seed, dtype=self.dtype_policy
+            dropout, seed=seed + num_layers, dtype=self.dtype_policy
         )
 
         # === Config ===

@@ -422,6 +422,12 @@ def test_seeds_make_the_weights():
     assert np.abs(embeddings(1) - embeddings(2)).max() > 0
 
 
+def test_every_dropout_has_a_seed_of_its_own():
+    model = StageBackbone(**{**SIZES, "dropout": 0.1}, seed=5)
+    drops = [model.embedding_drop, *(block.drop for block in model.blocks)]
+    assert len({drop.seed for drop in drops}) == len(drops)
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="'relative' or 'rotary'.*'absolute'"):
         StageBackbone(10, position="absolute")
