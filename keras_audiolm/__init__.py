@@ -17,6 +17,7 @@ _PUBLIC = {
     "Discriminators": "codec.discriminators",
     "KMeans": "semantic.kmeans",
     "MelSpectralLoss": "codec.losses",
+    "NoisyCrops": "data.noise",
     "ResidualVectorQuantizer": "codec.quantizer",
     "SemanticTokenizer": "semantic.tokenizer",
     "SoundStream": "codec.soundstream",

@@ -104,7 +104,8 @@ class FiLM(keras.layers.Layer):
 
     Call arguments:
         x: `(batch, frames, channels)`.
-        switch: `(batch, frames)` float, 0 for off and 1 for on.
+        switch: `(batch, frames)` float, 0 for off and 1 for on; off where
+            there is none.
 
     Reference:
      - [SoundStream, section III-F](https://arxiv.org/abs/2107.03312)
@@ -118,7 +119,9 @@ class FiLM(keras.layers.Layer):
             name="shift", shape=(2, input_shape[-1]), initializer="zeros"
         )
 
-    def call(self, x, switch):
+    def call(self, x, switch=None):
+        if switch is None:
+            return x * self.scale[0] + self.shift[0]
         on = ops.cast(switch, x.dtype)[..., None]  # (batch, frames, 1)
         scale = (1 - on) * self.scale[0] + on * self.scale[1]
         shift = (1 - on) * self.shift[0] + on * self.shift[1]

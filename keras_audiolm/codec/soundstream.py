@@ -344,7 +344,7 @@ class SoundStream(keras.Model):
         samples = audio.shape[-1]
         audio = self._pad_to_hops(audio)
         sides = {"encoder": None, "decoder": None}
-        if self.denoising:
+        if self.denoising and denoise is not None:
             shape = (ops.shape(audio)[0], audio.shape[1] // self.hop_length)
             sides[self.denoising] = spread_switch(denoise, shape)
         quantized = self.quantizer(
@@ -736,9 +736,7 @@ def check_choice(name, value, choices):
 
 
 def spread_switch(denoise, shape):
-    """`denoise` of a batch as float `(batch, frames)`; off where not given."""
-    if denoise is None:
-        return ops.zeros(shape)
+    """`denoise` of a batch as float `(batch, frames)`."""
     denoise = ops.cast(denoise, "float32")
     if len(denoise.shape) == 1:
         denoise = denoise[:, None]

@@ -248,3 +248,57 @@ def test_defaults_are_the_papers():
     weights = trainer.adversarial_weight, trainer.feature_weight
     assert weights == (1.0, 100.0)
     assert trainer.reconstruction_weight == 1.0
+
+
+# === The switch ===
+
+
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+def test_each_position_of_the_switch_learns_from_its_own_examples(side):
+    keras.utils.set_random_seed(0)
+    trainer = SoundStreamTrainer(
+        make_codec(denoising=side),
+        discriminators=None,
+        reconstruction_loss=MelSpectralLoss(16000, windows=(256,), num_mels=16),
+    )
+    trainer.build()
+    trainer.codec.initialize_codebooks([tone()])
+    layers = trainer.codec.encoder.layers + trainer.codec.decoder.layers
+    (film,) = [x for x in layers if type(x).__name__ == "FiLM"]
+    trainer.compile(keras.optimizers.SGD(1.0), jit_compile=JIT)
+    for on in (0, 1):
+        before = to_numpy(film.scale), to_numpy(film.shift)
+        switch = np.full(4, on, "float32")
+        trainer.train_on_batch({"audio": tone(), "denoise": switch}, -tone())
+        for old, new in zip(before, (film.scale, film.shift), strict=True):
+            moved = (to_numpy(new) != old).any(axis=1)
+            assert moved.tolist() == [on == 0, on == 1]
+
+
+def test_the_target_is_what_should_come_out():
+    trainer = make_trainer()
+    audio = tone()
+    losses = [
+        float(trainer.compute_loss(audio, target, audio))
+        for target in (None, audio, -0.5 * audio)
+    ]
+    assert losses[0] == losses[1] < 1e-3 < losses[2]
+
+
+# === What the judges hear ===
+
+
+def test_judges_hear_a_random_stretch_of_both():
+    trainer = make_trainer(SmallJudge(), judged_samples=64, seed=3)
+    real = normal(2, SAMPLES)
+    starts = set()
+    for _ in range(5):
+        a, b = (to_numpy(x) for x in trainer._judged(real, 2 * real))
+        assert a.shape == (2, 64)
+        np.testing.assert_allclose(b, 2 * a, rtol=1e-6)
+        (start,) = np.flatnonzero(real[0] == a[0, 0])
+        np.testing.assert_array_equal(a, real[:, start : start + 64])
+        starts.add(int(start))
+    assert len(starts) > 1
+    whole = make_trainer(SmallJudge())._judged(real, real)
+    np.testing.assert_array_equal(whole[0], real)
