@@ -33,6 +33,13 @@ class ResidualVectorQuantizer(keras.layers.Layer):
         dropout: float. The part of training examples that are quantized with
             a number of levels drawn from 1 to `num_quantizers`; the others
             use all. `1.0` is SoundStream's. Defaults to `1.0`.
+        code_dim: int, optional. Each level projects what is left over to so
+            few dimensions, looks up the code whose direction is nearest, and
+            projects it back, as in DAC (8 there). By default codes have the
+            embeddings' dimension and are looked up by distance.
+        split_first: bool. Whether the levels after the first quantize the
+            embedding itself and not what the first left over, as in Mimi.
+            Needs a `code_dim`, whose projections can then share the work.
         seed: int. Of the level dropout and of the revival.
 
     Call arguments:
@@ -48,6 +55,8 @@ class ResidualVectorQuantizer(keras.layers.Layer):
     Reference:
      - [SoundStream, section III-C](https://arxiv.org/abs/2107.03312)
      - [VQ-VAE, appendix A.1](https://arxiv.org/abs/1711.00937)
+     - [DAC, section 3.2](https://arxiv.org/abs/2306.06546)
+     - [Mimi, section 3.3](https://arxiv.org/abs/2410.00037)
     """
 
     def __init__(
@@ -57,6 +66,8 @@ class ResidualVectorQuantizer(keras.layers.Layer):
         decay=0.99,
         dead_code_ratio=0.1,
         dropout=1.0,
+        code_dim=None,
+        split_first=False,
         seed=0,
         **kwargs,
     ):
@@ -68,11 +79,23 @@ class ResidualVectorQuantizer(keras.layers.Layer):
         self.decay = decay
         self.dead_code_ratio = dead_code_ratio
         self.dropout = dropout
+        self.code_dim = code_dim
+        self.split_first = split_first
+        if split_first and not code_dim:
+            raise ValueError(
+                "`split_first` needs a `code_dim`: only projections let two "
+                "levels of the same embedding add up to it."
+            )
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 
     def build(self, input_shape):
-        shape = (self.num_quantizers, self.codebook_size, input_shape[-1])
+        dim = input_shape[-1]
+        shape = (
+            self.num_quantizers,
+            self.codebook_size,
+            self.code_dim or dim,
+        )
         self.embedding_sum = self.add_weight(
             name="embedding_sum",
             shape=shape,
@@ -82,11 +105,25 @@ class ResidualVectorQuantizer(keras.layers.Layer):
         self.usage = self.add_weight(
             name="usage", shape=shape[:2], initializer="ones", trainable=False
         )
+        if self.code_dim:
+            initializer = keras.initializers.RandomNormal(
+                dim**-0.5, seed=self.seed
+            )
+            self.to_code = self.add_weight(
+                name="to_code",
+                shape=(self.num_quantizers, dim, self.code_dim),
+                initializer=initializer,
+            )
+            self.from_code = self.add_weight(
+                name="from_code",
+                shape=(self.num_quantizers, self.code_dim, dim),
+                initializer=initializer,
+            )
 
     # === Inference ===
 
     def codebook(self, level):
-        """The centroids of a level, `(codebook_size, dim)`."""
+        """The centroids of a level, `(codebook_size, code_dim or dim)`."""
         return self.embedding_sum[level] / self.usage[level][:, None]
 
     def encode(self, x):
@@ -94,9 +131,9 @@ class ResidualVectorQuantizer(keras.layers.Layer):
         residual = ops.cast(x, "float32")
         codes = []
         for level in range(self.num_quantizers):
-            codebook = self.codebook(level)
-            codes.append(nearest(residual, codebook))
-            residual = residual - ops.take(codebook, codes[-1], axis=0)
+            codes.append(self._look_up(level, self._project(level, residual)))
+            if level or not self.split_first:
+                residual = residual - self._embedding(level, codes[-1])
         return ops.stack(codes, axis=-1)
 
     def decode(self, codes):
@@ -105,9 +142,28 @@ class ResidualVectorQuantizer(keras.layers.Layer):
         Any number of levels from one to `num_quantizers`, coarsest first.
         """
         return sum(
-            ops.take(self.codebook(level), codes[..., level], axis=0)
+            self._embedding(level, codes[..., level])
             for level in range(codes.shape[-1])
         )  # (batch, frames, dim)
+
+    def _project(self, level, x):
+        """What a level's codebook is made of: x, or few dimensions of it."""
+        return ops.matmul(x, self.to_code[level]) if self.code_dim else x
+
+    def _unproject(self, level, x):
+        return ops.matmul(x, self.from_code[level]) if self.code_dim else x
+
+    def _look_up(self, level, x):
+        """The code of each vector of `_project`."""
+        codebook = self.codebook(level)
+        if self.code_dim:
+            x, codebook = direction(x), direction(codebook)
+        return nearest(x, codebook)
+
+    def _embedding(self, level, code):
+        """What a level's codes stand for, `(batch, frames, dim)`."""
+        choice = ops.take(self.codebook(level), code, axis=0)
+        return self._unproject(level, choice)
 
     # === Training ===
 
@@ -115,31 +171,44 @@ class ResidualVectorQuantizer(keras.layers.Layer):
         x = ops.cast(x, "float32")
         # (batch,): how many levels each example gets
         levels = self._draw_levels(ops.shape(x)[0], training)
-        residual, quantized = x, ops.zeros_like(x)
+        residual, quantized = x, 0.0
         codes, losses = [], []
-        # Relative to the embeddings' own size: as an absolute distance it
-        # would be outgrown by an encoder that amplifies its output.
-        energy = ops.mean(ops.square(ops.stop_gradient(x))) + 1e-8
         for level in range(self.num_quantizers):
             used = ops.cast(levels > level, "float32")[:, None]  # (batch, 1)
-            codebook = self.codebook(level)
-            code = nearest(residual, codebook)
-            choice = ops.take(codebook, code, axis=0)
+            low = self._project(level, residual)
+            code = self._look_up(level, low)
             # Only the constant is taken off, so that every level's
             # commitment reaches the encoder.
+            choice = ops.take(self.codebook(level), code, axis=0)
             choice = ops.stop_gradient(choice)
-            error = ops.mean(ops.square(residual - choice), axis=-1)
-            losses.append(ops.sum(error * used) / mass(used, error) / energy)
+            error = ops.mean(ops.square(low - choice), axis=-1)
+            error = ops.sum(error * used) / mass(used, error)
+            losses.append(error / self._energy(x, low))
             if training:
-                self._learn(level, residual, code, used)
-            quantized = quantized + choice * used[..., None]
-            residual = residual - choice
+                self._learn(level, low, code, used)
+            made = choice
+            if self.code_dim:
+                # Straight through the choice, to both projections and to x.
+                choice = low + ops.stop_gradient(choice - low)
+                made = self._unproject(level, choice)
+            quantized = quantized + made * used[..., None]
+            if level or not self.split_first:
+                residual = residual - ops.stop_gradient(made)
             codes.append(code)
+        if not self.code_dim:
+            quantized = x + ops.stop_gradient(quantized - x)
         return Quantized(
-            x + ops.stop_gradient(quantized - x),
-            ops.stack(codes, axis=-1),
-            ops.mean(ops.stack(losses)),
+            quantized, ops.stack(codes, axis=-1), ops.mean(ops.stack(losses))
         )
+
+    def _energy(self, x, low):
+        """What a commitment counts as a part of.
+
+        As an absolute distance it would be outgrown by an encoder that
+        amplifies its output; with projections, by these.
+        """
+        whole = ops.stop_gradient(low if self.code_dim else x)
+        return ops.mean(ops.square(whole)) + 1e-8
 
     def _draw_levels(self, batch_size, training):
         everything = ops.full((batch_size,), self.num_quantizers, "int32")
@@ -202,19 +271,27 @@ class ResidualVectorQuantizer(keras.layers.Layer):
             )
         generator = np.random.default_rng(self.seed)
         residual = np.asarray(vectors, "float32")
-        sums, usages = [], []
-        for _ in range(self.num_quantizers):
+        sums, usages, bases = [], [], []
+        for level in range(self.num_quantizers):
+            basis = np.eye(residual.shape[1], dtype="float32")
+            if self.code_dim:
+                basis = principal_components(residual, self.code_dim)
             centroids, usage, codes = lloyd(
-                residual, self.codebook_size, num_iterations, generator
+                residual @ basis, self.codebook_size, num_iterations, generator
             )
             # The averages hold sums: a mean times how often it was chosen,
             # as a step of an average batch would see it.
             usage = np.maximum(usage / usage.mean(), 0.1)
             sums.append(centroids * usage[:, None])
             usages.append(usage)
-            residual = residual - centroids[codes]
+            bases.append(basis)
+            if level or not self.split_first:
+                residual = residual - centroids[codes] @ basis.T
         self.embedding_sum.assign(np.stack(sums))
         self.usage.assign(np.stack(usages))
+        if self.code_dim:
+            self.to_code.assign(np.stack(bases))
+            self.from_code.assign(np.stack([b.T for b in bases]))
 
     def compute_output_shape(self, input_shape):
         return Quantized(
@@ -229,6 +306,8 @@ class ResidualVectorQuantizer(keras.layers.Layer):
             "decay": self.decay,
             "dead_code_ratio": self.dead_code_ratio,
             "dropout": self.dropout,
+            "code_dim": self.code_dim,
+            "split_first": self.split_first,
             "seed": self.seed,
         }
 
@@ -240,6 +319,17 @@ def nearest(x, codebook):
         x, ops.transpose(codebook)
     )  # (..., codebook_size), less the constant |x|^2
     return ops.cast(ops.argmin(distance, axis=-1), "int32")
+
+
+def direction(x):
+    """Vectors scaled to length one."""
+    return x / (ops.norm(x, axis=-1, keepdims=True) + 1e-8)
+
+
+def principal_components(vectors, count):
+    """The `count` directions of most energy, `(dim, count)` float32."""
+    _, directions = np.linalg.eigh(vectors.T @ vectors)
+    return directions[:, ::-1][:, :count].astype("float32")
 
 
 def mass(used, error):

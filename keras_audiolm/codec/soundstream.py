@@ -61,6 +61,8 @@ class SoundStream(keras.Model):
             codec's then. Defaults to `320`.
         denoising: `None`, or the side, `"encoder"` or `"decoder"`, whose
             bottleneck can be switched to leave noise out.
+        code_dim: int, optional, and split_first: bool, of the
+            `ResidualVectorQuantizer`: options of later codecs.
         codebook_decay: float. Of the codebooks' moving averages.
         quantizer_dropout: float. The part of training examples whose number
             of levels is drawn at random. Defaults to `1.0`.
@@ -109,6 +111,8 @@ class SoundStream(keras.Model):
         transform=None,
         transform_hop=320,
         denoising=None,
+        code_dim=None,
+        split_first=False,
         codebook_decay=0.99,
         quantizer_dropout=1.0,
         seed=0,
@@ -133,6 +137,8 @@ class SoundStream(keras.Model):
         self.transform = transform
         self.transform_hop = transform_hop
         self.denoising = denoising
+        self.code_dim = code_dim
+        self.split_first = split_first
         self.codebook_decay = codebook_decay
         self.quantizer_dropout = quantizer_dropout
         self.seed = seed
@@ -151,6 +157,8 @@ class SoundStream(keras.Model):
             codebook_size,
             decay=codebook_decay,
             dropout=quantizer_dropout,
+            code_dim=code_dim,
+            split_first=split_first,
             seed=seed,
             name="quantizer",
         )
@@ -686,6 +694,8 @@ class SoundStream(keras.Model):
             "transform": self.transform,
             "transform_hop": self.transform_hop,
             "denoising": self.denoising,
+            "code_dim": self.code_dim,
+            "split_first": self.split_first,
             "codebook_decay": self.codebook_decay,
             "quantizer_dropout": self.quantizer_dropout,
             "seed": self.seed,

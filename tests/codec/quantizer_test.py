@@ -370,3 +370,90 @@ def test_config_round_trip():
     copy = ResidualVectorQuantizer.from_config(quantizer.get_config())
     assert copy.get_config() == quantizer.get_config()
     assert (copy.decay, copy.dropout) == (0.9, 0.5)
+
+
+# === Few dimensions ===
+
+FACTORISED = pytest.mark.parametrize("split_first", [False, True])
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def make_factorised(split_first):
+    quantizer = ResidualVectorQuantizer(
+        LEVELS, CODES, code_dim=2, split_first=split_first, dropout=0.0
+    )
+    quantizer.build((None, None, DIM))
+    quantizer.embedding_sum.assign(normal(LEVELS, CODES, 2, seed=4))
+    return quantizer
+
+
+@FACTORISED
+def test_factorised_codes_are_the_nearest_directions(split_first):
+    quantizer = make_factorised(split_first)
+    x = normal(2, 5, DIM, seed=5)
+    books = codebooks(quantizer)
+    there, back = to_numpy(quantizer.to_code), to_numpy(quantizer.from_code)
+    residual, expected, total = x, [], 0
+    for level, book in enumerate(books):
+        likeness = unit(residual @ there[level]) @ unit(book).T
+        expected.append(likeness.argmax(-1))
+        made = book[expected[-1]] @ back[level]
+        total = total + made
+        if level or not split_first:
+            residual = residual - made
+    codes = to_numpy(quantizer.encode(x))
+    np.testing.assert_array_equal(codes, np.stack(expected, -1))
+    np.testing.assert_allclose(
+        to_numpy(quantizer.decode(codes)), total, atol=1e-5
+    )
+    called = quantizer(x)
+    np.testing.assert_array_equal(to_numpy(called.codes), codes)
+    np.testing.assert_allclose(to_numpy(called.embeddings), total, atol=1e-5)
+
+
+@FACTORISED
+def test_factorised_levels_all_learn(split_first):
+    """From what comes out: each level's projections, and the encoder."""
+    quantizer = make_factorised(split_first)
+    x = normal(2, 5, DIM, seed=5)
+
+    class Model(keras.Model):
+        def call(self, x):
+            return quantizer(x).embeddings
+
+    model = Model()
+    model.quantizer = quantizer
+    model.compile(keras.optimizers.SGD(0.1), loss="mse", jit_compile=False)
+    before = to_numpy(quantizer.to_code), to_numpy(quantizer.from_code)
+    model.train_on_batch(x, x)
+    after = to_numpy(quantizer.to_code), to_numpy(quantizer.from_code)
+    for old, new in zip(before, after, strict=True):
+        assert (old != new).any(axis=(1, 2)).all()
+    slope = gradient(lambda x: ops.sum(quantizer(x).embeddings[..., 0]), x)
+    assert (slope != 0).any(axis=-1).all()
+
+
+@FACTORISED
+def test_factorised_start_gets_nearer_with_every_level(split_first):
+    x = normal(400, DIM, seed=6) * np.array([4, 2, 1, 0.5], "float32")
+    quantizer = ResidualVectorQuantizer(
+        LEVELS, CODES, code_dim=2, split_first=split_first
+    )
+    quantizer.build((None, None, DIM))
+    quantizer.initialize(x)
+    codes = to_numpy(quantizer.encode(x[None]))
+    errors = [
+        np.square(x - to_numpy(quantizer.decode(codes[..., :k]))[0]).mean()
+        for k in range(1, LEVELS + 1)
+    ]
+    assert errors[0] < 0.6 * np.square(x).mean()
+    if not split_first:
+        assert errors == sorted(errors, reverse=True)
+
+
+def test_split_first_needs_projections():
+    with pytest.raises(ValueError, match="split_first.*code_dim"):
+        ResidualVectorQuantizer(2, 4, split_first=True)
