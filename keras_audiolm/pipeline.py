@@ -468,8 +468,9 @@ class AudioLMPipeline:
         if seconds > MAX_PROMPT_DURATION:
             raise ValueError(
                 f"The prompt lasts {seconds:.0f} seconds; at most "
-                f"{MAX_PROMPT_DURATION:.0f} are read. Give its last seconds, "
-                "like prompt[-10 * pipeline.sample_rate :]"
+                f"{MAX_PROMPT_DURATION:.0f} are read. Give a part of it, like "
+                "prompt[-10 * pipeline.sample_rate :] or, on the command "
+                "line, --prompt-duration 10"
             )
         if batch_size is None:
             return prompt, batched
@@ -548,7 +549,24 @@ class AudioLMPipeline:
         made = self.codec.decode(tokens.acoustic, audio.shape[1])
         return made if batched else made[0]
 
+    def _check_language_model(self, name):
+        """Raises `ValueError` if it was made for other tokens."""
+        for segment in self.part(name).layout.segments:
+            kind = (
+                "semantic_tokenizer" if segment.name == "semantic" else "codec"
+            )
+            size = self.part(kind).codebook_size
+            if segment.codebook_size != size:
+                raise ValueError(
+                    f"The {name} was made for {segment.codebook_size} "
+                    f"{segment.name} tokens, and the {kind} has {size}. Train "
+                    "a language model of its own for it."
+                )
+
     def _cascade(self, temperature, top_k, top_p, seed, verbose):
+        for name in self.part_names:
+            if name.endswith("_lm"):
+                self._check_language_model(name)
         none = dict.fromkeys(TEMPERATURES)
         settings = {
             "temperature": per_stage("temperature", temperature, TEMPERATURES),

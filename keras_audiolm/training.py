@@ -340,6 +340,7 @@ def fingerprint(pipeline):
 
 def fit_language_model(pipeline, part, plan, corpora):
     model = pipeline.part(part)
+    pipeline._check_language_model(part)
     batch_size = plan.of("batch_size", part, BATCH_SIZE[part])
     seconds = pipeline.unit_samples / pipeline.sample_rate
     units = max(round(model.crop_duration / seconds), 1)

@@ -3,8 +3,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from keras_audiolm import AudioLMPipeline, SoundStreamTrainer, training
-from tests.tiny import SAMPLE_RATE, tiny_pipeline
+from keras_audiolm import (
+    AudioLMPipeline,
+    SoundStreamTrainer,
+    TokenLayout,
+    training,
+)
+from tests.tiny import SAMPLE_RATE, tiny_lm, tiny_pipeline
 
 
 def noise(*shape, seed=0):
@@ -151,6 +156,14 @@ def test_untrained_parts_are_named():
         pipeline.generate(duration=1)
     with pytest.raises(ValueError, match="semantic_tokenizer"):
         pipeline.tokenize(noise(16000))
+
+
+def test_a_language_model_of_other_tokens_is_named():
+    parts = dict(tiny_pipeline()._parts)
+    parts["semantic_lm"] = tiny_lm(TokenLayout.semantic(99, 25.0))
+    pipeline = AudioLMPipeline(parts, trained=parts)
+    with pytest.raises(ValueError, match="semantic_lm was made for 99.*has 12"):
+        pipeline.generate(duration=0.2)
 
 
 # === Tokens ===
