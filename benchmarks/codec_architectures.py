@@ -3,6 +3,8 @@
     python examples/corpora/debian_voices.py corpora/debian_voices
     python benchmarks/codec_architectures.py train corpora/debian_voices \\
         --architecture mdct --minutes 60 --out runs/mdct
+    python benchmarks/codec_architectures.py opus corpora/debian_voices \
+        --bit-rate 6000 --out runs/opus_6  # pip install av
     python benchmarks/codec_architectures.py table runs/*
 
 Same data, loss, quantizer and optimizer for all: crops of a second with speed,
@@ -15,6 +17,7 @@ PESQ, STOI, SI-SDR and log-mel distance at 1 to 8 levels.
 
 import argparse
 import csv
+import io
 import json
 import os
 import pathlib
@@ -216,12 +219,14 @@ def train(args):
             callbacks=[budget],
         )
         codec.save_weights(out / "codec.weights.h5")
-    result = measure(codec, args.corpus, args.limit)
-    result["architecture"] = args.architecture
-    result["parameters"] = codec.count_params()
-    result["minutes"] = args.minutes
-    (out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result["levels"], indent=1))
+    codec.build()
+    codec.load_weights(out / "codec.weights.h5")
+    write_result(
+        out,
+        architecture=args.architecture,
+        minutes=args.minutes,
+        **measure(codec, args.corpus, args.limit),
+    )
 
 
 def restore(trainer, codec, out, state, judged):
@@ -234,40 +239,91 @@ def restore(trainer, codec, out, state, judged):
         codec.load_weights(out / "codec.weights.h5")
 
 
-def measure(codec, corpus, limit=None):
-    """Held-out clips of usual length, at every number of levels."""
-    codec.build()
+def held_out_clips(corpus, limit=None):
+    """Held-out recordings of a usual length."""
     with open(corpus / "manifest.csv", newline="") as file:
         rows = [r for r in csv.DictReader(file) if r["split"] == "held_out"]
     clips = [load_audio(corpus / r["path"], 16000) for r in rows]
     low, high = CLIP_SECONDS
-    clips = [c for c in clips if low <= len(c) / 16000 <= high][:limit]
-    levels = {
-        str(k): compare(clips, reconstruct(codec, clips, k), 16000)
+    return [c for c in clips if low <= len(c) / 16000 <= high][:limit]
+
+
+def measure(codec, corpus, limit=None):
+    """Held-out clips through the codec, at every number of levels."""
+    clips = held_out_clips(corpus, limit)
+    levels = [
+        compare(clips, reconstruct(codec, clips, k), 16000)
         for k in range(1, codec.num_quantizers + 1)
-    }
+    ]
     codes = np.concatenate([codec.encode(c[None])[0] for c in clips])
     return {
+        "parameters": codec.count_params(),
+        "best": levels[-1],
         "levels": levels,
         "codebooks": codebook_use(codes, codec.codebook_size),
     }
 
 
+def write_result(out, **result):
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result["best"], indent=1))
+
+
+# === Opus ===
+
+
+def opus(args):
+    """The same clips through Opus, at a constant bit rate."""
+    clips = held_out_clips(args.corpus, args.limit)
+    made = [through_opus(clip, args.bit_rate) for clip in clips]
+    name = f"Opus, {args.bit_rate / 1000:g} kbps"
+    write_result(args.out, architecture=name, best=compare(clips, made, 16000))
+
+
+def through_opus(clip, bit_rate, sample_rate=16000):
+    """A clip `(samples,)` through libopus and back, its delay taken off."""
+    import av
+    import soxr
+
+    file = io.BytesIO()
+    with av.open(file, "w", format="ogg") as box:
+        stream = box.add_stream("libopus", rate=sample_rate, layout="mono")
+        stream.bit_rate = bit_rate
+        stream.options = {"application": "voip", "vbr": "off"}
+        pcm = np.round(clip.clip(-1, 1) * 32767).astype("int16")
+        frame = av.AudioFrame.from_ndarray(pcm[None], "s16", "mono")
+        frame.sample_rate = sample_rate
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            box.mux(packet)
+    file.seek(0)
+    with av.open(file) as box:
+        rate = box.streams.audio[0].rate
+        frames = [f.to_ndarray().reshape(-1) for f in box.decode(audio=0)]
+    made = np.concatenate(frames).astype("float32")
+    made = soxr.resample(made, rate, sample_rate)[: len(clip)]
+    return np.pad(made, (0, len(clip) - len(made)))
+
+
+# === Report ===
+
+
 def table(args):
     """The runs as Markdown, best PESQ first."""
     runs = [json.loads((r / "result.json").read_text()) for r in args.runs]
-    runs.sort(key=lambda r: -r["levels"]["8"]["pesq_wb"])
+    runs.sort(key=lambda r: -r["best"]["pesq_wb"])
     print(
         "| architecture | parameters | minutes | PESQ-WB | STOI | SI-SDR dB "
         "| log-mel |\n|---|---:|---:|---:|---:|---:|---:|"
     )
     for run in runs:
-        best = run["levels"]["8"]
+        best = run["best"]
+        size = run.get("parameters")
+        size = f"{size / 1e6:.1f} M" if size else ""
         print(
-            f"| {run['architecture']} | {run['parameters'] / 1e6:.1f} M | "
-            f"{run['minutes']:g} | {best['pesq_wb']:.2f} | "
-            f"{best['stoi']:.3f} | {best['si_sdr_db']:.1f} | "
-            f"{best['log_mel_distance']:.2f} |"
+            f"| {run['architecture']} | {size} | {run.get('minutes', '')} | "
+            f"{best['pesq_wb']:.2f} | {best['stoi']:.3f} | "
+            f"{best['si_sdr_db']:.1f} | {best['log_mel_distance']:.2f} |"
         )
 
 
@@ -281,6 +337,12 @@ def main(argv=None):
     command.add_argument("--minutes", type=float, default=60.0)
     command.add_argument("--alone", type=float, default=ALONE)
     command.add_argument("--learning-rate", type=float, default=1e-3)
+    command.add_argument("--limit", type=int, help="clips to measure on")
+    command.add_argument("--out", type=pathlib.Path, required=True)
+    command = commands.add_parser("opus")
+    command.set_defaults(run=opus)
+    command.add_argument("corpus", type=pathlib.Path)
+    command.add_argument("--bit-rate", type=int, required=True)
     command.add_argument("--limit", type=int, help="clips to measure on")
     command.add_argument("--out", type=pathlib.Path, required=True)
     command = commands.add_parser("table")

@@ -1,0 +1,77 @@
+import importlib.util
+import json
+import pathlib
+
+import numpy as np
+import pytest
+import soundfile
+
+PATH = pathlib.Path(__file__).parents[2] / "benchmarks/codec_architectures.py"
+RATE = 16000
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """The benchmark, with a codec that trains in seconds."""
+    spec = importlib.util.spec_from_file_location("codec_architectures", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    tiny = dict(channels=2, strides=(8, 40), embedding_dim=4)
+    small = dict(num_quantizers=2, codebook_size=16)
+    monkeypatch.setattr(module, "ARCHITECTURES", {"wave": tiny})
+    monkeypatch.setattr(module, "QUANTIZER", small)
+    monkeypatch.setattr(module, "BATCH_SIZE", 2)
+    monkeypatch.setattr(module, "STEPS_PER_EPOCH", 2)
+    return module
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    rows = ["path,split"]
+    for split in ("train", "held_out"):
+        (folder / split).mkdir()
+        path = f"{split}/0.flac"
+        noise = rng.normal(0, 0.1, 2 * RATE).clip(-1, 1)
+        soundfile.write(folder / path, noise, RATE)
+        rows.append(f"{path},{split}")
+    (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.mark.large
+def test_trains_goes_on_and_makes_a_table(script, corpus, tmp_path, capsys):
+    out = tmp_path / "wave"
+
+    def train(minutes):
+        arguments = ["--architecture", "wave", "--out", str(out)]
+        arguments += ["--minutes", str(minutes), "--alone", "0.5"]
+        script.main(["train", str(corpus), *arguments])
+
+    # Each part of the budget is one epoch: a step takes longer than that.
+    train(1e-4)
+    log = [json.loads(x) for x in (out / "log.jsonl").read_text().splitlines()]
+    assert [line["judged"] for line in log] == [False, True][: len(log)]
+    first = (out / "result.json").read_bytes()
+    train(1e-4)  # nothing is left of the budget
+    assert len((out / "log.jsonl").read_text().splitlines()) == len(log)
+    again = json.loads((out / "result.json").read_bytes())
+    assert again["levels"] == json.loads(first)["levels"]
+    assert len(again["levels"]) == 2 and again["best"] == again["levels"][1]
+    capsys.readouterr()
+    script.main(["table", str(out)])
+    assert "| wave | 0.0 M | 0.0001 | " in capsys.readouterr().out
+
+
+def test_opus_keeps_time_and_improves_with_bits(script):
+    pytest.importorskip("av")
+    time = np.arange(2 * RATE) / RATE
+    clip = np.sin(2 * np.pi * 300 * time) * np.sin(2 * np.pi * 2 * time)
+    clip = (0.5 * clip).astype("float32")[: 2 * RATE - 77]
+    errors = []
+    for bit_rate in (6000, 32000):
+        made = script.through_opus(clip, bit_rate)
+        assert made.shape == clip.shape
+        errors.append(np.abs(made - clip).mean() / np.abs(clip).mean())
+    assert errors[1] < errors[0] < 0.5
