@@ -3,6 +3,8 @@
     python examples/corpora/debian_voices.py corpora/debian_voices
     python benchmarks/codec_architectures.py train corpora/debian_voices \\
         --architecture mdct --minutes 60 --out runs/mdct
+    python benchmarks/codec_architectures.py preset corpora/debian_voices \
+        --preset voices_small --out runs/voices_small
     python benchmarks/codec_architectures.py opus corpora/debian_voices \
         --bit-rate 6000 --out runs/opus_6  # pip install av
     python benchmarks/codec_architectures.py table runs/*
@@ -270,31 +272,52 @@ def write_result(out, **result):
     print(json.dumps(result["best"], indent=1))
 
 
+def preset(args):
+    """The codec of a preset as it is."""
+    codec = keras_audiolm.SoundStream.from_preset(args.preset)
+    write_result(
+        args.out,
+        architecture=str(args.preset),
+        **measure(codec, args.corpus, args.limit),
+    )
+
+
 # === Opus ===
 
 
 def opus(args):
-    """The same clips through Opus, at a constant bit rate."""
+    """The same clips through Opus, at its default variable bit rate."""
     clips = held_out_clips(args.corpus, args.limit)
-    made = [through_opus(clip, args.bit_rate) for clip in clips]
-    name = f"Opus, {args.bit_rate / 1000:g} kbps"
-    write_result(args.out, architecture=name, best=compare(clips, made, 16000))
+    made, bits = zip(
+        *(through_opus(clip, args.bit_rate) for clip in clips), strict=True
+    )
+    rate = sum(bits) / sum(len(clip) for clip in clips) * 16000
+    write_result(
+        args.out,
+        architecture=f"Opus, {rate / 1000:.1f} kbps",
+        best=compare(clips, made, 16000),
+    )
 
 
 def through_opus(clip, bit_rate, sample_rate=16000):
-    """A clip `(samples,)` through libopus and back, its delay taken off."""
+    """A clip through libopus and back, with its delay taken off.
+
+    Returns:
+        `(samples,)` float32, and the bits of the packets.
+    """
     import av
     import soxr
 
-    file = io.BytesIO()
+    file, bits = io.BytesIO(), 0
     with av.open(file, "w", format="ogg") as box:
         stream = box.add_stream("libopus", rate=sample_rate, layout="mono")
         stream.bit_rate = bit_rate
-        stream.options = {"application": "voip", "vbr": "off"}
+        stream.options = {"application": "voip"}
         pcm = np.round(clip.clip(-1, 1) * 32767).astype("int16")
         frame = av.AudioFrame.from_ndarray(pcm[None], "s16", "mono")
         frame.sample_rate = sample_rate
         for packet in (*stream.encode(frame), *stream.encode(None)):
+            bits += 8 * packet.size
             box.mux(packet)
     file.seek(0)
     with av.open(file) as box:
@@ -302,7 +325,7 @@ def through_opus(clip, bit_rate, sample_rate=16000):
         frames = [f.to_ndarray().reshape(-1) for f in box.decode(audio=0)]
     made = np.concatenate(frames).astype("float32")
     made = soxr.resample(made, rate, sample_rate)[: len(clip)]
-    return np.pad(made, (0, len(clip) - len(made)))
+    return np.pad(made, (0, len(clip) - len(made))), bits
 
 
 # === Report ===
@@ -330,24 +353,24 @@ def table(args):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("train")
-    command.set_defaults(run=train)
-    command.add_argument("corpus", type=pathlib.Path)
+
+    def add(run):
+        command = commands.add_parser(run.__name__)
+        command.set_defaults(run=run)
+        if run is not table:
+            command.add_argument("corpus", type=pathlib.Path)
+            command.add_argument("--limit", type=int, help="clips to measure")
+            command.add_argument("--out", type=pathlib.Path, required=True)
+        return command
+
+    command = add(train)
     command.add_argument("--architecture", choices=ARCHITECTURES, required=True)
     command.add_argument("--minutes", type=float, default=60.0)
     command.add_argument("--alone", type=float, default=ALONE)
     command.add_argument("--learning-rate", type=float, default=1e-3)
-    command.add_argument("--limit", type=int, help="clips to measure on")
-    command.add_argument("--out", type=pathlib.Path, required=True)
-    command = commands.add_parser("opus")
-    command.set_defaults(run=opus)
-    command.add_argument("corpus", type=pathlib.Path)
-    command.add_argument("--bit-rate", type=int, required=True)
-    command.add_argument("--limit", type=int, help="clips to measure on")
-    command.add_argument("--out", type=pathlib.Path, required=True)
-    command = commands.add_parser("table")
-    command.set_defaults(run=table)
-    command.add_argument("runs", type=pathlib.Path, nargs="+")
+    add(preset).add_argument("--preset", required=True)
+    add(opus).add_argument("--bit-rate", type=int, required=True)
+    add(table).add_argument("runs", type=pathlib.Path, nargs="+")
     args = parser.parse_args(argv)
     args.run(args)
 
