@@ -19,7 +19,6 @@ from keras_audiolm.presets import PARTS, check_target, find_preset
 from keras_audiolm.version import __version__
 
 DEFAULT_PRESET = "voices_small"
-AUDIO_SUFFIXES = (".wav", ".flac")
 STAGES = ("semantic", "coarse", "fine")
 
 
@@ -61,31 +60,18 @@ def positive_count(text):
 positive_count.__name__ = "count"
 
 
-def audio_output(text):
-    path = pathlib.Path(text)
-    if path.suffix.lower() not in AUDIO_SUFFIXES:
-        raise argparse.ArgumentTypeError(
-            f"must end with {' or '.join(AUDIO_SUFFIXES)}. Received: {text}"
-        )
-    return path
+def output_file(*suffixes):
+    """Makes the parser of a file's path with one of these suffixes."""
 
+    def parse(text):
+        path = pathlib.Path(text)
+        if path.suffix.lower() not in suffixes:
+            raise argparse.ArgumentTypeError(
+                f"must end with {' or '.join(suffixes)}. Received: {text}"
+            )
+        return path
 
-def npz_output(text):
-    path = pathlib.Path(text)
-    if path.suffix.lower() != ".npz":
-        raise argparse.ArgumentTypeError(
-            f"must end with .npz. Received: {text}"
-        )
-    return path
-
-
-def ska_output(text):
-    path = pathlib.Path(text)
-    if path.suffix.lower() != ".ska":
-        raise argparse.ArgumentTypeError(
-            f"must end with .ska. Received: {text}"
-        )
-    return path
+    return parse
 
 
 def check_name(name, known, what):
@@ -238,7 +224,7 @@ def _add_output(parser):
         "-o",
         "--output",
         metavar="OUT",
-        type=audio_output,
+        type=output_file(".wav", ".flac"),
         required=True,
         help="file to write, .wav or .flac",
     )
@@ -364,7 +350,11 @@ def _add_tokenize(commands, parents):
     )
     parser.add_argument("input", metavar="FILE", help="recording to read")
     parser.add_argument(
-        "-o", "--output", metavar="OUT", type=npz_output, required=True
+        "-o",
+        "--output",
+        metavar="OUT",
+        type=output_file(".npz"),
+        required=True,
     )
 
 
@@ -395,7 +385,11 @@ def _add_encode(commands, parents):
     )
     parser.add_argument("input", metavar="IN", help="recording to read")
     parser.add_argument(
-        "-o", "--output", metavar="OUT", type=ska_output, required=True
+        "-o",
+        "--output",
+        metavar="OUT",
+        type=output_file(".ska"),
+        required=True,
     )
     parser.add_argument(
         "--bandwidth",

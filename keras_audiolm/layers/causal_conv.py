@@ -77,12 +77,7 @@ class CausalConv1D(keras.layers.Layer):
 
     def build(self, input_shape):
         self.channels = input_shape[-1]
-        if self.channels % self.groups or self.filters % self.groups:
-            raise ValueError(
-                "`groups` must divide the channels in and out. Received: "
-                f"groups={self.groups}, {self.channels} channels in, "
-                f"filters={self.filters}"
-            )
+        check_groups(self, self.channels)
         self.kernel = self.add_weight(
             name="kernel",
             shape=(
@@ -203,12 +198,7 @@ class CausalConv1DTranspose(keras.layers.Layer):
 
     def build(self, input_shape):
         channels = input_shape[-1]
-        if channels % self.groups or self.filters % self.groups:
-            raise ValueError(
-                "`groups` must divide the channels in and out. Received: "
-                f"groups={self.groups}, {channels} channels in, "
-                f"filters={self.filters}"
-            )
+        check_groups(self, channels)
         self.kernel = self.add_weight(
             name="kernel",
             shape=(self.kernel_size, self.filters // self.groups, channels),
@@ -266,3 +256,13 @@ class CausalConv1DTranspose(keras.layers.Layer):
             "strides": self.strides,
             "groups": self.groups,
         }
+
+
+def check_groups(layer, channels):
+    """Raises `ValueError` where groups do not divide the channels."""
+    if channels % layer.groups or layer.filters % layer.groups:
+        raise ValueError(
+            "`groups` must divide the channels in and out. Received: "
+            f"groups={layer.groups}, {channels} channels in, "
+            f"filters={layer.filters}"
+        )

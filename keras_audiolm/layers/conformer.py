@@ -19,7 +19,8 @@ def split_seed(seed, count):
     return [int(s) // 2 for s in state]  # below 2^31 for every backend
 
 
-def _dense(units, seed, name, dtype):
+def dense(units, seed, name, dtype):
+    """A dense layer whose weights `seed` makes."""
     return keras.layers.Dense(
         units,
         kernel_initializer=keras.initializers.GlorotUniform(seed=seed),
@@ -81,7 +82,7 @@ class RotarySelfAttention(keras.layers.Layer):
             )
         seeds = split_seed(self.seed, 5)
         for i, name in enumerate(("query", "key", "value", "output")):
-            layer = _dense(hidden_dim, seeds[i], name, dtype=self.dtype_policy)
+            layer = dense(hidden_dim, seeds[i], name, dtype=self.dtype_policy)
             layer.build(input_shape)
             setattr(self, f"{name}_dense", layer)
         self.dropout_layer = keras.layers.Dropout(
@@ -243,12 +244,12 @@ class ConvolutionModule(keras.layers.Layer):
         dtype = self.dtype_policy
         seeds = split_seed(self.seed, 4)
         self.norm = _norm("norm", dtype)
-        self.gate = _dense(2 * hidden_dim, seeds[0], "gate", dtype=dtype)
+        self.gate = dense(2 * hidden_dim, seeds[0], "gate", dtype=dtype)
         self.depthwise = DepthwiseConv(
             self.kernel_size, seed=seeds[1], dtype=dtype, name="depthwise"
         )
         self.middle_norm = _norm("middle_norm", dtype)
-        self.out = _dense(hidden_dim, seeds[2], "out", dtype=dtype)
+        self.out = dense(hidden_dim, seeds[2], "out", dtype=dtype)
         for layer in (
             self.norm,
             self.gate,
@@ -305,11 +306,11 @@ class FeedForward(keras.layers.Layer):
         seeds = split_seed(self.seed, 4)
         self.norm = _norm("norm", dtype)
         self.norm.build(input_shape)
-        self.inner = _dense(
+        self.inner = dense(
             self.intermediate_dim, seeds[0], "inner", dtype=dtype
         )
         self.inner.build(input_shape)
-        self.outer = _dense(hidden_dim, seeds[1], "outer", dtype=dtype)
+        self.outer = dense(hidden_dim, seeds[1], "outer", dtype=dtype)
         self.outer.build((*input_shape[:-1], self.intermediate_dim))
         self.inner_dropout, self.outer_dropout = (
             keras.layers.Dropout(self.dropout, seed=s, dtype=dtype)

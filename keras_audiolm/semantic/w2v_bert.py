@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_audiolm.layers.conformer import ConformerBlock, split_seed
+from keras_audiolm.layers.conformer import ConformerBlock, dense, split_seed
 from keras_audiolm.semantic.log_mel import LogMel, frame_mask
 from keras_audiolm.semantic.nearest_code import (
     NearestCodeQuantizer,
@@ -269,7 +269,7 @@ class W2vBert(keras.Model):
         self.subsampling = ConvSubsampling(
             self.hidden_dim, seeds[0], dtype=dtype, name="subsampling"
         )
-        self.projection = _dense(self.hidden_dim, seeds[1], "projection", dtype)
+        self.projection = dense(self.hidden_dim, seeds[1], "projection", dtype)
         self.input_dropout = keras.layers.Dropout(
             self.dropout, seed=seeds[2], dtype=dtype
         )
@@ -294,10 +294,10 @@ class W2vBert(keras.Model):
             seed=seeds[3],
             name="quantizer",
         )
-        self.context_head = _dense(
+        self.context_head = dense(
             self.codebook_dim, seeds[4], "context_head", "float32"
         )
-        self.code_head = _dense(
+        self.code_head = dense(
             self.codebook_size, seeds[5], "code_head", "float32"
         )
         self.mask_seed = seeds[6]
@@ -542,15 +542,6 @@ class W2vBert(keras.Model):
             seed=self.seed,
         )
         return config
-
-
-def _dense(units, seed, name, dtype):
-    return keras.layers.Dense(
-        units,
-        kernel_initializer=keras.initializers.GlorotUniform(seed=seed),
-        dtype=dtype,
-        name=name,
-    )
 
 
 def _weighted_mean(x, weight):

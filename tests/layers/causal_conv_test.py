@@ -144,6 +144,12 @@ def test_config_round_trip(layer):
 
 
 @pytest.mark.parametrize("layer", [CausalConv1D, CausalConv1DTranspose])
+def test_groups_that_do_not_divide_are_an_error(layer):
+    with pytest.raises(ValueError, match="groups=3, 4 channels.*filters=6"):
+        layer(6, kernel_size=3, groups=3).build((None, None, 4))
+
+
+@pytest.mark.parametrize("layer", [CausalConv1D, CausalConv1DTranspose])
 def test_kernel_shorter_than_the_stride_is_an_error(layer):
     with pytest.raises(ValueError, match="kernel_size=3.*strides=4"):
         layer(8, kernel_size=3, strides=4)
