@@ -215,12 +215,11 @@ def unpack(data, shape, bits):
 
 
 def weights_checksum(codec):
-    """A checksum of what codes mean: quantizer and decoder."""
+    """A checksum of the codec's weights: what its codes mean."""
     codec.build()
     checksum = 0
-    for part in (codec.quantizer, codec.decoder):
-        for variable in part.weights:
-            value = ops.convert_to_numpy(variable)
-            if np.issubdtype(value.dtype, np.floating):
-                checksum = zlib.crc32(np.ascontiguousarray(value), checksum)
+    for variable in codec.weights:
+        value = ops.convert_to_numpy(variable)
+        if np.issubdtype(value.dtype, np.floating):
+            checksum = zlib.crc32(np.ascontiguousarray(value), checksum)
     return checksum

@@ -84,6 +84,13 @@ def test_audio_survives_a_file(codec, tmp_path):
     np.testing.assert_array_equal(back.decode(codec), expected)
 
 
+def test_every_weight_that_decodes_counts():
+    codec = make_codec("mdct")
+    before = weights_checksum(codec)
+    codec.synthesis.kernel.assign(2 * codec.synthesis.kernel)
+    assert weights_checksum(codec) != before
+
+
 def test_another_codec_is_refused(codec):
     compressed = CompressedAudio.encode(codec, normal(12), preset="voices")
     with pytest.raises(ValueError, match="hop_length=6 .*8.*'voices'"):
