@@ -54,6 +54,7 @@ from keras_audiolm.evaluation.codec import (
     compare,
     reconstruct,
 )
+from keras_audiolm.layers.checksum import weights_checksum
 from keras_audiolm.layers.compiled import CompiledFunction
 
 SECTIONS = ("speed", "codec", "semantic", "lms", "continuations")
@@ -553,14 +554,10 @@ def machine():
     }
 
 
-def weights_checksum(pipeline):
+def preset_checksum(pipeline):
     """Changes when any weight of the pipeline does."""
-    checksum = 0
-    for name in pipeline.part_names:
-        for variable in pipeline.part(name).weights:
-            value = ops.convert_to_numpy(variable)
-            checksum = zlib.crc32(np.ascontiguousarray(value), checksum)
-    return f"{checksum:08x}"
+    parts = [pipeline.part(name) for name in pipeline.part_names]
+    return f"{weights_checksum(*parts):08x}"
 
 
 def write_json(path, value):
@@ -805,7 +802,7 @@ def measure(args, argv):
         pipeline = keras_audiolm.AudioLMPipeline.from_preset(args.preset)
         speed = None
     corpus = Corpus(args.corpus, pipeline.sample_rate)
-    results = earlier_results(args.out, weights_checksum(pipeline))
+    results = earlier_results(args.out, preset_checksum(pipeline))
     results.update(
         preset=pathlib.Path(args.preset).name,
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),

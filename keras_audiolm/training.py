@@ -6,14 +6,13 @@ import os
 import pathlib
 import shutil
 import tempfile
-import zlib
 
 import keras
-import numpy as np
 
 from keras_audiolm.data.audio import find_audio_files
 from keras_audiolm.data.crops import AudioCrops
 from keras_audiolm.data.tokens import TokenCrops, tokenize_corpus
+from keras_audiolm.layers.checksum import weights_checksum
 from keras_audiolm.presets import PARTS
 
 LANGUAGE_MODELS = ("semantic_lm", "coarse_lm", "fine_lm")
@@ -329,12 +328,7 @@ def tokenize_all(pipeline, plan, token_dir):
 def fingerprint(pipeline):
     """A checksum of the weights that tokens depend on."""
     pipeline._require(["codec", "semantic_tokenizer"], "Tokenizing")
-    checksum = 0
-    for model in (pipeline.codec, pipeline.semantic_tokenizer):
-        for variable in model.variables:
-            value = keras.ops.convert_to_numpy(variable)
-            if np.issubdtype(value.dtype, np.floating):
-                checksum = zlib.crc32(np.ascontiguousarray(value), checksum)
+    checksum = weights_checksum(pipeline.codec, pipeline.semantic_tokenizer)
     return f"{checksum:08x}"
 
 

@@ -25,7 +25,8 @@ import struct
 import zlib
 
 import numpy as np
-from keras import ops
+
+from keras_audiolm.layers.checksum import weights_checksum
 
 MAGIC = b"SKA\x01"
 HEADER = struct.Struct("<4sIIIHQIB")
@@ -73,6 +74,7 @@ class CompressedAudio:
             preset: str. Where the codec came from.
         """
         audio = np.asarray(audio)
+        codec.build()
         codes = codec.encode(audio[None], bandwidth, denoise)[0]
         return cls(
             codes,
@@ -90,6 +92,7 @@ class CompressedAudio:
         Raises:
             ValueError: if the codec is not the one that made the codes.
         """
+        codec.build()
         for name in ("sample_rate", "hop_length", "codebook_size"):
             if getattr(self, name) != getattr(codec, name):
                 raise ValueError(
@@ -212,14 +215,3 @@ def unpack(data, shape, bits):
     digits = np.unpackbits(np.frombuffer(data, "uint8"), count=count)
     places = 1 << np.arange(bits - 1, -1, -1, dtype="int32")
     return (digits.reshape(-1, bits) @ places).reshape(shape).astype("int32")
-
-
-def weights_checksum(codec):
-    """A checksum of the codec's weights: what its codes mean."""
-    codec.build()
-    checksum = 0
-    for variable in codec.weights:
-        value = ops.convert_to_numpy(variable)
-        if np.issubdtype(value.dtype, np.floating):
-            checksum = zlib.crc32(np.ascontiguousarray(value), checksum)
-    return checksum

@@ -7,8 +7,8 @@ from keras_audiolm.codec.bitstream import (
     CompressedAudio,
     pack,
     unpack,
-    weights_checksum,
 )
+from keras_audiolm.layers.checksum import weights_checksum
 from tests.codec.soundstream_test import make_codec, normal
 
 
