@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_audiolm.layers.grouped_conv import GroupedConv1D
+from keras_audiolm.layers.initializers import GlorotUniform
 
 
 @keras.saving.register_keras_serializable(package="keras_audiolm")
@@ -78,7 +79,24 @@ class WaveDiscriminator(keras.layers.Layer):
 
 
 def conv1d(filters, kernel_size, **kwargs):
-    return keras.layers.Conv1D(filters, kernel_size, padding="same", **kwargs)
+    return keras.layers.Conv1D(
+        filters,
+        kernel_size,
+        padding="same",
+        kernel_initializer=GlorotUniform(),
+        **kwargs,
+    )
+
+
+def conv2d(filters, kernel_size, strides=1, **kwargs):
+    return keras.layers.Conv2D(
+        filters,
+        kernel_size,
+        strides=strides,
+        padding="same",
+        kernel_initializer=GlorotUniform(),
+        **kwargs,
+    )
 
 
 @keras.saving.register_keras_serializable(package="keras_audiolm")
@@ -107,7 +125,7 @@ class STFTDiscriminator(keras.layers.Layer):
         self.window = window
         self.hop = hop
         c = channels
-        self.first = keras.layers.Conv2D(c, 7, padding="same", name="first")
+        self.first = conv2d(c, 7, name="first")
         self.units = [
             STFTUnit(n, n * m, strides, name=f"unit_{i}")
             for i, (n, m, strides) in enumerate(
@@ -178,17 +196,15 @@ class STFTUnit(keras.layers.Layer):
         self.filters = filters
         self.strides = tuple(strides)
         s_t, s_f = self.strides
-        self.inner = keras.layers.Conv2D(width, 3, padding="same", name="inner")
-        self.outer = keras.layers.Conv2D(
-            filters,
-            (s_t + 2, s_f + 2),
-            strides=self.strides,
-            padding="same",
-            name="outer",
+        self.inner = conv2d(width, 3, name="inner")
+        self.outer = conv2d(
+            filters, (s_t + 2, s_f + 2), self.strides, name="outer"
         )
         # A strided 1 x 1 convolution, as what it is: PyTorch 2.13 crashes in
         # the gradient of the convolution itself.
-        self.shortcut = keras.layers.Dense(filters, name="shortcut")
+        self.shortcut = keras.layers.Dense(
+            filters, kernel_initializer=GlorotUniform(), name="shortcut"
+        )
 
     def build(self, input_shape):
         self.inner.build(input_shape)

@@ -210,7 +210,7 @@ class Architecture:
         self.separable = separable
         self.max_groups = max_groups
 
-    def encoder(self, dim, film=False, last_kernel="glorot_uniform"):
+    def encoder(self, dim, film=False, last_kernel=None):
         """Layers to `(batch, frames, dim)`."""
         layers = [self._stem()]
         for block, stride in enumerate(self.strides):
@@ -236,7 +236,7 @@ class Architecture:
         )
         return layers
 
-    def decoder(self, dim, film=False, last_kernel="glorot_uniform"):
+    def decoder(self, dim, film=False, last_kernel=None):
         """Layers from embeddings to `(batch, time, dim)`."""
         last = len(self.strides)
         layers = [

@@ -6,6 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_audiolm.layers.initializers import RandomNormal
+
 Quantized = namedtuple("Quantized", ["embeddings", "codes", "commitment_loss"])
 
 
@@ -99,16 +101,14 @@ class ResidualVectorQuantizer(keras.layers.Layer):
         self.embedding_sum = self.add_weight(
             name="embedding_sum",
             shape=shape,
-            initializer=keras.initializers.RandomNormal(seed=self.seed),
+            initializer=RandomNormal(seed=self.seed),
             trainable=False,
         )
         self.usage = self.add_weight(
             name="usage", shape=shape[:2], initializer="ones", trainable=False
         )
         if self.code_dim:
-            initializer = keras.initializers.RandomNormal(
-                dim**-0.5, seed=self.seed
-            )
+            initializer = RandomNormal(dim**-0.5, seed=self.seed)
             self.to_code = self.add_weight(
                 name="to_code",
                 shape=(self.num_quantizers, dim, self.code_dim),

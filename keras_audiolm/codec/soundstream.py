@@ -13,6 +13,7 @@ from keras_audiolm.codec.network import (
 )
 from keras_audiolm.codec.quantizer import ResidualVectorQuantizer
 from keras_audiolm.layers.compiled import CompiledFunction, padded_frames
+from keras_audiolm.layers.initializers import GlorotUniform
 from keras_audiolm.layers.lapped_transform import MDCT, STFT, compress, expand
 
 TRANSFORMS = {"mdct": MDCT, "istft": STFT}
@@ -201,15 +202,21 @@ class SoundStream(keras.Model):
                 self.transform_hop, name="transform"
             )
             self.width = self.ends.num_coefficients
-        last_kernel = "glorot_uniform"
+        last_kernel = None
         if self.linear:
             # Beside the linear path the network starts as no change at all.
             last_kernel = "zeros"
             self.analysis = keras.layers.Dense(
-                self.embedding_dim, use_bias=False, name="analysis"
+                self.embedding_dim,
+                use_bias=False,
+                kernel_initializer=GlorotUniform(),
+                name="analysis",
             )
             self.synthesis = keras.layers.Dense(
-                self.width, use_bias=False, name="synthesis"
+                self.width,
+                use_bias=False,
+                kernel_initializer=GlorotUniform(),
+                name="synthesis",
             )
         self.encoder = CausalStack(
             architecture.encoder(

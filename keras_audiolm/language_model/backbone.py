@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_audiolm.layers.initializers import GlorotUniform, RandomNormal
 from keras_audiolm.layers.rotary import apply_rotary
 
 # Scores that count as "not at all", safe in every float type.
@@ -70,7 +71,7 @@ class RelativeBias(keras.layers.Layer):
         self.table = self.add_weight(
             name="table",
             shape=(self.num_heads, self.num_buckets),
-            initializer=keras.initializers.RandomNormal(0.02, seed=0),
+            initializer=RandomNormal(0.02, seed=0),
         )
 
     def by_distance(self, length):
@@ -148,7 +149,11 @@ class DecoderBlock(keras.layers.Layer):
         # === Layers ===
         def dense(units, name):
             return keras.layers.Dense(
-                units, use_bias=False, name=name, dtype=self.dtype_policy
+                units,
+                use_bias=False,
+                kernel_initializer=GlorotUniform(),
+                name=name,
+                dtype=self.dtype_policy,
             )
 
         def norm(name):
@@ -327,9 +332,7 @@ class StageBackbone(keras.Model):
         self.token_embedding = keras.layers.Embedding(
             vocabulary_size,
             hidden_dim,
-            embeddings_initializer=keras.initializers.RandomNormal(
-                0.02, seed=seed
-            ),
+            embeddings_initializer=RandomNormal(0.02, seed=seed),
             name="token_embedding",
             dtype=self.dtype_policy,
         )

@@ -7,6 +7,7 @@ from keras import ops
 from keras_audiolm.language_model.backbone import StageBackbone
 from keras_audiolm.language_model.layout import PADDING, TokenLayout
 from keras_audiolm.layers.compiled import CompiledFunction
+from keras_audiolm.layers.initializers import RandomNormal
 
 
 @keras.saving.register_keras_serializable(package="keras_audiolm")
@@ -89,7 +90,7 @@ class StageLM(keras.Model):
                 segment.codebook_size,
                 self.backbone.hidden_dim,
             ),
-            initializer=keras.initializers.RandomNormal(
+            initializer=RandomNormal(
                 self.backbone.hidden_dim**-0.5, seed=self.backbone.seed
             ),
         )

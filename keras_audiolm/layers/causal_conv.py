@@ -13,6 +13,8 @@ Reference:
 import keras
 from keras import ops
 
+from keras_audiolm.layers.initializers import GlorotUniform
+
 
 @keras.saving.register_keras_serializable(package="keras_audiolm")
 class CausalConv1D(keras.layers.Layer):
@@ -34,7 +36,7 @@ class CausalConv1D(keras.layers.Layer):
         dilation_rate: int. Input steps between two taps. Defaults to `1`.
         groups: int. Groups of channels that do not see each other.
             Defaults to `1`.
-        kernel_initializer: Defaults to `"glorot_uniform"`.
+        kernel_initializer: Defaults to `GlorotUniform`.
 
     Call arguments:
         x: `(batch, time, channels)`.
@@ -56,7 +58,7 @@ class CausalConv1D(keras.layers.Layer):
         strides=1,
         dilation_rate=1,
         groups=1,
-        kernel_initializer="glorot_uniform",
+        kernel_initializer=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -65,7 +67,9 @@ class CausalConv1D(keras.layers.Layer):
         self.strides = strides
         self.dilation_rate = dilation_rate
         self.groups = groups
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.kernel_initializer = keras.initializers.get(
+            kernel_initializer or GlorotUniform()
+        )
         reach = dilation_rate * (kernel_size - 1) + 1
         if reach < strides:
             raise ValueError(
@@ -202,7 +206,7 @@ class CausalConv1DTranspose(keras.layers.Layer):
         self.kernel = self.add_weight(
             name="kernel",
             shape=(self.kernel_size, self.filters // self.groups, channels),
-            initializer="glorot_uniform",
+            initializer=GlorotUniform(),
         )
         self.bias = self.add_weight(
             name="bias", shape=(self.filters,), initializer="zeros"

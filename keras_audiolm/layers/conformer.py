@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_audiolm.layers.initializers import GlorotUniform, RandomNormal
 from keras_audiolm.layers.rotary import apply_rotary
 
 # Output frames computed by one small matrix in `DepthwiseConv`: long enough
@@ -23,7 +24,7 @@ def dense(units, seed, name, dtype):
     """A dense layer whose weights `seed` makes."""
     return keras.layers.Dense(
         units,
-        kernel_initializer=keras.initializers.GlorotUniform(seed=seed),
+        kernel_initializer=GlorotUniform(seed=seed),
         dtype=dtype,
         name=name,
     )
@@ -160,12 +161,10 @@ class DepthwiseConv(keras.layers.Layer):
         self.seed = seed
 
     def build(self, input_shape):
-        limit = (3.0 / self.kernel_size) ** 0.5  # keeps the variance
+        # A standard deviation that keeps the variance of the input.
         self.kernel = self.add_weight(
             shape=(self.kernel_size, input_shape[-1]),
-            initializer=keras.initializers.RandomUniform(
-                -limit, limit, seed=self.seed
-            ),
+            initializer=RandomNormal(self.kernel_size**-0.5, seed=self.seed),
             name="kernel",
         )
         self.bias = self.add_weight(

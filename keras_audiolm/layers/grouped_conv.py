@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_audiolm.layers.initializers import GlorotUniform
+
 
 @keras.saving.register_keras_serializable(package="keras_audiolm")
 class GroupedConv1D(keras.layers.Layer):
@@ -42,7 +44,7 @@ class GroupedConv1D(keras.layers.Layer):
                 input_shape[-1] // self.groups,
                 self.filters,
             ),
-            initializer="glorot_uniform",
+            initializer=GlorotUniform(),
         )
         self.bias = self.add_weight(
             name="bias", shape=(self.filters,), initializer="zeros"

@@ -5,6 +5,8 @@ from collections import namedtuple
 import keras
 from keras import ops
 
+from keras_audiolm.layers.initializers import RandomNormal
+
 QuantizedTargets = namedtuple("QuantizedTargets", ["vectors", "codes"])
 
 
@@ -92,7 +94,7 @@ class NearestCodeQuantizer(keras.layers.Layer):
         shape = (self.codebook_size, self.codebook_dim)
         self.projection = self.add_weight(
             shape=(input_shape[-1], self.codebook_dim),
-            initializer=keras.initializers.RandomNormal(
+            initializer=RandomNormal(
                 stddev=input_shape[-1] ** -0.5, seed=self.seed
             ),
             trainable=False,
@@ -109,7 +111,7 @@ class NearestCodeQuantizer(keras.layers.Layer):
         # Moving average of the sum of a code's frames, per frame of a batch.
         self.code_sum = self.add_weight(
             shape=shape,
-            initializer=keras.initializers.RandomNormal(seed=self.seed),
+            initializer=RandomNormal(seed=self.seed),
             trainable=False,
             name="code_sum",
         )

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_audiolm.layers.conformer import ConformerBlock, dense, split_seed
+from keras_audiolm.layers.initializers import GlorotUniform, RandomNormal
 from keras_audiolm.semantic.log_mel import LogMel, frame_mask
 from keras_audiolm.semantic.nearest_code import (
     NearestCodeQuantizer,
@@ -53,7 +54,7 @@ class ConvSubsampling(keras.layers.Layer):
                 kernel_size=3,
                 strides=2,
                 padding="valid",
-                kernel_initializer=keras.initializers.GlorotUniform(seed=seed),
+                kernel_initializer=GlorotUniform(seed=seed),
                 dtype=self.dtype_policy,
                 name=f"convolution_{i}",
             )
@@ -327,9 +328,7 @@ class W2vBert(keras.Model):
         # What a masked frame becomes, in place of its features.
         self.mask_embedding = self.add_weight(
             shape=(self.hidden_dim,),
-            initializer=keras.initializers.RandomNormal(
-                stddev=0.1, seed=self.mask_seed
-            ),
+            initializer=RandomNormal(stddev=0.1, seed=self.mask_seed),
             name="mask_embedding",
         )
         self.built = True
