@@ -2,12 +2,13 @@
 
 import functools
 import math
-import warnings
 
 import keras
 import numpy as np
 from keras import ops
 from tqdm import tqdm
+
+from keras_audiolm.evaluation.perceptual import installed_measures
 
 # Clips of one padded length that go through the codec together.
 CODEC_BATCH = 8
@@ -48,18 +49,19 @@ def padded_length(samples, sample_rate):
     return sample_rate * 2 ** max(octaves, 0)
 
 
-def compare(real, fake, sample_rate):
+def compare(real, fake, sample_rate, measures=("pesq_wb", "stoi")):
     """Mean distances of pairs of clips.
 
     Args:
         real, fake: lists of `(samples,)` float32, pairs of equal length.
         sample_rate: int. Hertz.
+        measures: names of `evaluation.perceptual.MEASURES`.
 
     Returns:
         Dictionary: `log_mel_distance`, `si_sdr_db` and `files`; over clips of
-        a second or more `pesq_wb` (at 16 kHz) and `stoi`, each with the
-        number of files that it is the mean of. The last two need the packages
-        `pesq` and `pystoi`, and a warning says so where they lack.
+        a second or more the measures, each with the number of files that it
+        is the mean of. A warning names those whose package lacks, and
+        `pesq_wb` and `visqol` are left out where the rate is not 16 kHz.
     """
     pairs = list(zip(real, fake, strict=True))
     long = [
@@ -74,7 +76,7 @@ def compare(real, fake, sample_rate):
         ),
         "si_sdr_db": mean(si_sdr(a, b) for a, b in pairs),
     }
-    for name, measure in perceptual_measures(sample_rate).items():
+    for name, measure in installed_measures(measures, sample_rate).items():
         values = [measure(a, b) for a, b in tqdm(long, name, leave=False)]
         values = [v for v in values if v is not None]
         result[name] = mean(values)
@@ -131,35 +133,6 @@ def mel_matrix(sample_rate, fft_length):
         upper_edge_hertz=sample_rate / 2,
     )
     return np.asarray(ops.convert_to_numpy(matrix), "float64")
-
-
-def perceptual_measures(sample_rate):
-    """PESQ-WB and STOI, where they are installed and know the rate."""
-    measures = {}
-    try:
-        import pesq
-    except ImportError:
-        warnings.warn("PESQ is left out: pip install pesq", stacklevel=3)
-    else:
-
-        def pesq_wb(real, fake):
-            try:
-                return float(pesq.pesq(sample_rate, real, fake, "wb"))
-            except pesq.NoUtterancesError:
-                return None
-
-        # The wide-band mode is defined at 16 kHz only.
-        if sample_rate == 16000:
-            measures["pesq_wb"] = pesq_wb
-    try:
-        import pystoi
-    except ImportError:
-        warnings.warn("STOI is left out: pip install pystoi", stacklevel=3)
-    else:
-        measures["stoi"] = lambda real, fake: float(
-            pystoi.stoi(real, fake, sample_rate)
-        )
-    return measures
 
 
 def codebook_use(codes, size):
