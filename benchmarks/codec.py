@@ -30,7 +30,7 @@ CODECS = {
         channels=64,
         strides=(5, 2, 2),
         stem_stride=16,
-        separable=True,
+        unit="separable",
         max_groups=4,
         activation="leaky_relu",
         embedding_dim=64,
@@ -168,31 +168,37 @@ def measure_torch(seconds, repeats):
 
 
 def measure_transformers(seconds, repeats):
-    """EnCodec's and DAC's models, where `transformers` is installed."""
+    """EnCodec's and DAC's models at the same widths, strides and levels."""
     try:
         import torch
         import transformers
     except ImportError:
         return {}
     rates = {}
-    for name, config, model in (
-        (
-            "EnCodec 24 kHz, transformers",
-            transformers.EncodecConfig(),
-            transformers.EncodecModel,
-        ),
-        (
-            "DAC 16 kHz, transformers",
-            transformers.DacConfig(sampling_rate=16000),
-            transformers.DacModel,
-        ),
-    ):
-        made = model(config).eval()
-        x = torch.tensor(noise(1, 1, seconds * config.sampling_rate))
-        with torch.no_grad():
-            rates[name] = seconds / median_seconds(
-                lambda m=made, x=x: m(x), repeats
-            )
+    for width in (32, 16):
+        encodec = transformers.EncodecConfig(
+            sampling_rate=SAMPLE_RATE,
+            num_filters=width,
+            upsampling_ratios=[8, 5, 4, 2],
+            target_bandwidths=[4.0],  # kbps: 8 levels
+        )
+        dac = transformers.DacConfig(
+            sampling_rate=SAMPLE_RATE,
+            encoder_hidden_size=width,
+            decoder_hidden_size=16 * width,
+            downsampling_ratios=[2, 4, 5, 8],
+            n_codebooks=8,
+        )
+        for name, model in (
+            ("EnCodec", transformers.EncodecModel(encodec)),
+            ("DAC", transformers.DacModel(dac)),
+        ):
+            x = torch.tensor(noise(1, 1, seconds * SAMPLE_RATE))
+            with torch.no_grad():
+                median = median_seconds(
+                    lambda m=model.eval(), x=x: m(x), repeats
+                )
+            rates[f"{name} (transformers), C = {width}"] = seconds / median
     return rates
 
 

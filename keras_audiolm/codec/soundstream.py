@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_audiolm.codec.network import (
     ACTIVATIONS,
+    UNITS,
     Architecture,
     CausalStack,
 )
@@ -33,7 +34,7 @@ class SoundStream(keras.Model):
 
     The default is the paper's architecture. Lyra v2's, a tenth of the
     arithmetic, is `channels=64, strides=(5, 2, 2), stem_stride=16,
-    separable=True, max_groups=4, activation="leaky_relu"`.
+    unit="separable", max_groups=4, activation="leaky_relu"`.
 
     With a `transform` the two ends are fixed, and the network works on
     (square-root compressed) coefficients at the rate of the codes; it costs
@@ -53,7 +54,11 @@ class SoundStream(keras.Model):
         codebook_size: int. Codes of a level. Defaults to `1024`.
         stem_stride: int. Of the first convolution. Defaults to `1`.
         activation: `"elu"` or `"leaky_relu"` (with a slope of 0.3).
-        separable: bool. Whether residual units convolve each channel alone.
+        unit: the residual units: `"dense"` convolutions (the paper's),
+            `"separable"` ones (Lyra v2's), or `"convnext"`, with a
+            normalization.
+        dilations: sequence of int. Of the residual units of each block, as
+            many as these. Defaults to `(1, 3, 9)`.
         max_groups: int. Wide convolutions are split into up to so many
             groups, twice as many with each block. Defaults to `1`.
         transform: `None` for the waveform (the paper's), `"mdct"` or
@@ -107,7 +112,8 @@ class SoundStream(keras.Model):
         codebook_size=1024,
         stem_stride=1,
         activation="elu",
-        separable=False,
+        unit="dense",
+        dilations=(1, 3, 9),
         max_groups=1,
         transform=None,
         transform_hop=320,
@@ -121,6 +127,7 @@ class SoundStream(keras.Model):
     ):
         super().__init__(**kwargs)
         check_choice("activation", activation, ACTIVATIONS)
+        check_choice("unit", unit, UNITS)
         check_choice("transform", transform, (None, *TRANSFORMS))
         check_choice("denoising", denoising, (None, "encoder", "decoder"))
 
@@ -133,7 +140,8 @@ class SoundStream(keras.Model):
         self.codebook_size = codebook_size
         self.stem_stride = stem_stride
         self.activation = activation
-        self.separable = separable
+        self.unit = unit
+        self.dilations = tuple(dilations)
         self.max_groups = max_groups
         self.transform = transform
         self.transform_hop = transform_hop
@@ -192,7 +200,8 @@ class SoundStream(keras.Model):
             self.strides,
             self.stem_stride,
             self.activation,
-            self.separable,
+            self.unit,
+            self.dilations,
             self.max_groups,
         )
         self.ends = None
@@ -696,7 +705,8 @@ class SoundStream(keras.Model):
             "codebook_size": self.codebook_size,
             "stem_stride": self.stem_stride,
             "activation": self.activation,
-            "separable": self.separable,
+            "unit": self.unit,
+            "dilations": list(self.dilations),
             "max_groups": self.max_groups,
             "transform": self.transform,
             "transform_hop": self.transform_hop,

@@ -1,3 +1,5 @@
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -17,12 +19,21 @@ MODES = {
         transform_hop=8,
         embedding_dim=5,
     ),
+    "convnext": dict(
+        channels=4,
+        strides=(1,),
+        unit="convnext",
+        dilations=(1, 3),
+        transform="mdct",
+        transform_hop=8,
+        embedding_dim=5,
+    ),
     "light": dict(
         channels=4,
         strides=(3, 2),
         stem_stride=2,
         activation="leaky_relu",
-        separable=True,
+        unit="separable",
         max_groups=2,
         embedding_dim=4,
     ),
@@ -126,6 +137,16 @@ def slow_unit(layer, x):
     return x + slow_conv(layer.narrow, activate(layer.activation, y))
 
 
+def slow_convnext(layer, x):
+    y = slow_conv(layer.depthwise, x)
+    y = y - y.mean(-1, keepdims=True)
+    y = y / np.sqrt(np.square(y).mean(-1, keepdims=True) + 1e-6)
+    y = y * to_numpy(layer.norm.gamma) + to_numpy(layer.norm.beta)
+    y = slow_conv(layer.wide, y)
+    y = 0.5 * y * (1 + np.vectorize(math.erf)(y / 2**0.5))
+    return x + slow_conv(layer.narrow, y)
+
+
 def slow_network(stack, x, activation):
     for layer in stack.layers:
         name = type(layer).__name__
@@ -135,6 +156,8 @@ def slow_network(stack, x, activation):
             x = x * to_numpy(layer.scale)[0] + to_numpy(layer.shift)[0]
         elif name == "ResidualUnit":
             x = slow_unit(layer, x)
+        elif name == "ConvNeXtUnit":
+            x = slow_convnext(layer, x)
         elif name == "CausalConv1DTranspose":
             x = slow_transpose(layer, x)
         else:
