@@ -194,10 +194,9 @@ def measure_transformers(seconds, repeats):
             ("DAC", transformers.DacModel(dac)),
         ):
             x = torch.tensor(noise(1, 1, seconds * SAMPLE_RATE))
+            model.eval()
             with torch.no_grad():
-                median = median_seconds(
-                    lambda m=model.eval(), x=x: m(x), repeats
-                )
+                median = median_seconds(lambda m=model, x=x: m(x), repeats)
             rates[f"{name} (transformers), C = {width}"] = seconds / median
     return rates
 

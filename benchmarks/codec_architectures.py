@@ -13,8 +13,10 @@ Same data, loss, quantizer and optimizer for all: crops of a second with speed,
 pitch and gain perturbation, 8 levels of 1024 codes at 50 Hz (4 kbps). The last
 third of the budget adds narrow discriminators on short random stretches.
 Minutes are of processor time, so that a run is the same beside another.
-`train` goes on where it was stopped, and measures held-out files at the end:
-PESQ, STOI, SI-SDR and log-mel distance at 1 to 8 levels.
+`train` goes on where it was stopped, and measures held-out files at the end,
+at 1 to 8 levels and by language. With all measures (`pip install
+"keras-audiolm[quality]"`): `--measures pesq_wb stoi visqol speaker_similarity
+--whisper base`.
 """
 
 import argparse
@@ -36,6 +38,7 @@ from keras_audiolm.codec.training import SoundStreamTrainer
 from keras_audiolm.data.audio import load_audio
 from keras_audiolm.data.crops import AudioCrops
 from keras_audiolm.evaluation.codec import codebook_use, compare, reconstruct
+from keras_audiolm.evaluation.perceptual import MEASURES, WordErrors
 
 ARCHITECTURES = {
     # The paper's, at half its width.
@@ -194,20 +197,7 @@ def train(args):
         if budget.spent >= until:
             continue
         trainer = make_trainer(codec, judged)
-        if judged:
-            optimizer = keras.optimizers.MultiOptimizer(
-                keras.optimizers.OptimizerMap(
-                    adam(1e-3, beta_1=0.5, beta_2=0.9),
-                    {
-                        r".*discriminators/.*": adam(
-                            1e-3, beta_1=0.5, beta_2=0.9
-                        )
-                    },
-                )
-            )
-        else:
-            optimizer = adam(1e-3, beta_2=0.98)
-        trainer.compile(optimizer)
+        trainer.compile(make_optimizer(judged))
         trainer.optimizer.build(trainer.trainable_variables)
         restore(trainer, codec, out, budget.state, judged)
         crops.epoch = budget.state["epoch"]
@@ -227,7 +217,7 @@ def train(args):
         out,
         architecture=args.architecture,
         minutes=args.minutes,
-        **measure(codec, args.corpus, args.limit),
+        **measure(codec, Held(args)),
     )
 
 
@@ -241,28 +231,70 @@ def restore(trainer, codec, out, state, judged):
         codec.load_weights(out / "codec.weights.h5")
 
 
-def held_out_clips(corpus, limit=None):
-    """Held-out recordings of a usual length."""
-    with open(corpus / "manifest.csv", newline="") as file:
-        rows = [r for r in csv.DictReader(file) if r["split"] == "held_out"]
-    clips = [load_audio(corpus / r["path"], 16000) for r in rows]
-    low, high = CLIP_SECONDS
-    return [c for c in clips if low <= len(c) / 16000 <= high][:limit]
+class Held:
+    """The held-out recordings of a usual length, and what is measured.
+
+    Args:
+        args: the command line's `corpus`, `limit`, `measures` and `whisper`.
+    """
+
+    def __init__(self, args):
+        with open(args.corpus / "manifest.csv", newline="") as file:
+            rows = [r for r in csv.DictReader(file) if r["split"] == "held_out"]
+        clips = [load_audio(args.corpus / r["path"], 16000) for r in rows]
+        low, high = CLIP_SECONDS
+        kept = [
+            (row["language"], clip)
+            for row, clip in zip(rows, clips, strict=True)
+            if low <= len(clip) / 16000 <= high
+        ][: args.limit]
+        self.languages, self.clips = map(list, zip(*kept, strict=True))
+        self.measures = args.measures
+        self.words = WordErrors(args.whisper) if args.whisper else None
+        if self.words:
+            self.transcripts = [self.words.transcribe(c) for c in self.english]
+
+    @property
+    def english(self):
+        return self.of_language("en", self.clips)
+
+    def of_language(self, language, clips):
+        pairs = zip(self.languages, clips, strict=True)
+        return [clip for name, clip in pairs if name == language]
+
+    def compare(self, made):
+        """All measures of what became of the clips."""
+        result = compare(self.clips, made, 16000, self.measures)
+        if self.words:
+            made = self.of_language("en", made)
+            result["word_errors"] = self.words.rate(self.transcripts, made)
+        return result
+
+    def by_language(self, made):
+        return {
+            name: compare(
+                self.of_language(name, self.clips),
+                self.of_language(name, made),
+                16000,
+                self.measures,
+            )
+            for name in sorted(set(self.languages))
+        }
 
 
-def measure(codec, corpus, limit=None):
+def measure(codec, held):
     """Held-out clips through the codec, at every number of levels."""
-    clips = held_out_clips(corpus, limit)
-    levels = [
-        compare(clips, reconstruct(codec, clips, k), 16000)
-        for k in range(1, codec.num_quantizers + 1)
-    ]
-    codes = np.concatenate([codec.encode(c[None])[0] for c in clips])
+    levels = []
+    for count in range(1, codec.num_quantizers + 1):
+        made = reconstruct(codec, held.clips, count)
+        levels.append(held.compare(made))
+    codes = [codec.encode(clip[None])[0] for clip in held.clips]
     return {
         "parameters": codec.count_params(),
         "best": levels[-1],
         "levels": levels,
-        "codebooks": codebook_use(codes, codec.codebook_size),
+        "languages": held.by_language(made),
+        "codebooks": codebook_use(np.concatenate(codes), codec.codebook_size),
     }
 
 
@@ -278,7 +310,7 @@ def preset(args):
     write_result(
         args.out,
         architecture=str(args.preset),
-        **measure(codec, args.corpus, args.limit),
+        **measure(codec, Held(args)),
     )
 
 
@@ -287,15 +319,16 @@ def preset(args):
 
 def opus(args):
     """The same clips through Opus, at its default variable bit rate."""
-    clips = held_out_clips(args.corpus, args.limit)
+    held = Held(args)
     made, bits = zip(
-        *(through_opus(clip, args.bit_rate) for clip in clips), strict=True
+        *(through_opus(clip, args.bit_rate) for clip in held.clips), strict=True
     )
-    rate = sum(bits) / sum(len(clip) for clip in clips) * 16000
+    rate = sum(bits) / sum(len(clip) for clip in held.clips) * 16000
     write_result(
         args.out,
         architecture=f"Opus, {rate / 1000:.1f} kbps",
-        best=compare(clips, made, 16000),
+        best=held.compare(made),
+        languages=held.by_language(made),
     )
 
 
@@ -331,23 +364,45 @@ def through_opus(clip, bit_rate, sample_rate=16000):
 # === Report ===
 
 
+COLUMNS = {
+    "pesq_wb": ("PESQ-WB", ".2f"),
+    "stoi": ("STOI", ".3f"),
+    "visqol": ("ViSQOL", ".2f"),
+    "speaker_similarity": ("speaker", ".3f"),
+    "word_errors": ("WER", ".1%"),
+    "si_sdr_db": ("SI-SDR dB", ".1f"),
+    "log_mel_distance": ("log-mel", ".2f"),
+}
+
+
 def table(args):
-    """The runs as Markdown, best PESQ first."""
+    """The runs as Markdown, best PESQ first; of one run also its parts."""
     runs = [json.loads((r / "result.json").read_text()) for r in args.runs]
     runs.sort(key=lambda r: -r["best"]["pesq_wb"])
-    print(
-        "| architecture | parameters | minutes | PESQ-WB | STOI | SI-SDR dB "
-        "| log-mel |\n|---|---:|---:|---:|---:|---:|---:|"
-    )
-    for run in runs:
-        best = run["best"]
-        size = run.get("parameters")
-        size = f"{size / 1e6:.1f} M" if size else ""
-        print(
-            f"| {run['architecture']} | {size} | {run.get('minutes', '')} | "
-            f"{best['pesq_wb']:.2f} | {best['stoi']:.3f} | "
-            f"{best['si_sdr_db']:.1f} | {best['log_mel_distance']:.2f} |"
-        )
+    print(rows({name_of(run): run["best"] for run in runs}))
+    if len(runs) == 1 and "levels" in runs[0]:
+        levels = dict(enumerate(runs[0]["levels"], 1))
+        print("\n" + rows({f"{k} levels": v for k, v in levels.items()}))
+        print("\n" + rows(runs[0]["languages"]))
+
+
+def name_of(run):
+    name = run["architecture"]
+    if "parameters" in run:
+        name += f", {run['parameters'] / 1e6:.1f} M"
+    if "minutes" in run:
+        name += f", {run['minutes']:g} minutes"
+    return name
+
+
+def rows(results):
+    columns = [c for c in COLUMNS if c in next(iter(results.values()))]
+    titles = " | ".join(COLUMNS[c][0] for c in columns)
+    lines = [f"| | {titles} |", "|---|" + "---:|" * len(columns)]
+    for name, result in results.items():
+        cells = [format(result[c], COLUMNS[c][1]) for c in columns]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main(argv=None):
@@ -360,6 +415,15 @@ def main(argv=None):
         if run is not table:
             command.add_argument("corpus", type=pathlib.Path)
             command.add_argument("--limit", type=int, help="clips to measure")
+            command.add_argument(
+                "--measures",
+                nargs="+",
+                choices=MEASURES,
+                default=["pesq_wb", "stoi"],
+            )
+            command.add_argument(
+                "--whisper", help="model (or folder) that counts word errors"
+            )
             command.add_argument("--out", type=pathlib.Path, required=True)
         return command
 

@@ -29,13 +29,13 @@ def script(monkeypatch):
 def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
     rng = np.random.default_rng(0)
-    rows = ["path,split"]
+    rows = ["path,split,language"]
     for split in ("train", "held_out"):
         (folder / split).mkdir()
         path = f"{split}/0.flac"
         noise = rng.normal(0, 0.1, 2 * RATE).clip(-1, 1)
         soundfile.write(folder / path, noise, RATE)
-        rows.append(f"{path},{split}")
+        rows.append(f"{path},{split},en")
     (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
     return folder
 
@@ -61,7 +61,9 @@ def test_trains_goes_on_and_makes_a_table(script, corpus, tmp_path, capsys):
     assert len(again["levels"]) == 2 and again["best"] == again["levels"][1]
     capsys.readouterr()
     script.main(["table", str(out)])
-    assert "| wave | 0.0 M | 0.0001 | " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| wave, 0.0 M, 0.0001 minutes | " in printed
+    assert "| 2 levels | " in printed and "| en | " in printed
 
 
 def test_opus_keeps_time(script):
