@@ -12,6 +12,7 @@ from keras_audiolm.codec.network import (
     Architecture,
     CausalStack,
 )
+from keras_audiolm.codec.noise_filling import PERIOD, NoiseFilling
 from keras_audiolm.codec.quantizer import ResidualVectorQuantizer
 from keras_audiolm.layers.compiled import CompiledFunction, padded_frames
 from keras_audiolm.layers.initializers import GlorotUniform
@@ -65,6 +66,10 @@ class SoundStream(keras.Model):
             `"istft"`.
         transform_hop: int. Samples of the transform's hop, which is the
             codec's then. Defaults to `320`.
+        noise_filling: bool. Whether an `"mdct"` codec also codes the level of
+            each band of frequencies, and the decoder fills with noise what
+            its coefficients lack of it. The noise is a function of a frame's
+            place, the same in every run.
         denoising: `None`, or the side, `"encoder"` or `"decoder"`, whose
             bottleneck can be switched to leave noise out.
         code_dim: int, optional, and split_first: bool, of the
@@ -117,6 +122,7 @@ class SoundStream(keras.Model):
         max_groups=1,
         transform=None,
         transform_hop=320,
+        noise_filling=False,
         denoising=None,
         code_dim=None,
         split_first=False,
@@ -145,6 +151,7 @@ class SoundStream(keras.Model):
         self.max_groups = max_groups
         self.transform = transform
         self.transform_hop = transform_hop
+        self.noise_filling = noise_filling
         self.denoising = denoising
         self.code_dim = code_dim
         self.split_first = split_first
@@ -153,6 +160,11 @@ class SoundStream(keras.Model):
         self.seed = seed
         if transform:
             self._check_transform()
+        if noise_filling and transform != "mdct":
+            raise ValueError(
+                '`noise_filling` is of transform="mdct" alone. Received: '
+                f"transform={transform!r}"
+            )
         self.hop_length = (
             transform_hop
             if transform
@@ -171,6 +183,8 @@ class SoundStream(keras.Model):
             seed=seed,
             name="quantizer",
         )
+        if noise_filling:
+            self.seed_generator = keras.random.SeedGenerator(seed)
         self.initialized = self.add_weight(
             name="initialized", shape=(), initializer="zeros", trainable=False
         )
@@ -211,6 +225,12 @@ class SoundStream(keras.Model):
                 self.transform_hop, name="transform"
             )
             self.width = self.ends.num_coefficients
+        self.filling = None
+        if self.noise_filling:
+            self.filling = NoiseFilling(
+                self.width, self.sample_rate, name="filling"
+            )
+            self.width += self.filling.num_bands
         last_kernel = None
         if self.linear:
             # Beside the linear path the network starts as no change at all.
@@ -310,8 +330,15 @@ class SoundStream(keras.Model):
     def embed(self, audio, denoise=None):
         """Audio `(batch, frames * hop)` to `(batch, frames, embedding_dim)`."""
         if self.transform:
-            return self._embed(compress(self.ends(audio)), denoise)
+            return self._embed(self._features(self.ends(audio)), denoise)
         return self._embed(audio[..., None], denoise)
+
+    def _features(self, coefficients):
+        """What the encoder sees of a transform."""
+        x = compress(coefficients)
+        if not self.noise_filling:
+            return x
+        return ops.concatenate([x, self.filling.levels(coefficients)], axis=-1)
 
     def _embed(self, x, denoise):
         embeddings = self.encoder(x, denoise)
@@ -324,14 +351,17 @@ class SoundStream(keras.Model):
             return x, state
         hop, inner = state
         x, hop = self.ends.step(chunk, hop)
-        x = compress(x)
+        x = self._features(x)
         embeddings, inner = self.encoder.step(x, inner, denoise)
         if self.linear:
             embeddings = embeddings + self.analysis(x)
         return embeddings, [hop, inner]
 
-    def render(self, embeddings, denoise=None):
-        """Embeddings `(batch, frames, embedding_dim)` to audio."""
+    def render(self, embeddings, denoise=None, place=None):
+        """Embeddings `(batch, frames, embedding_dim)` to audio.
+
+        `place`, `(batch,)` int, is where in a recording the frames begin.
+        """
         if not self.transform:
             x = self.decoder(embeddings, denoise)
             return ops.cast(x[..., 0], "float32")
@@ -341,24 +371,30 @@ class SoundStream(keras.Model):
         if denoise is not None:
             denoise = ops.pad(denoise, [[0, 0], [0, 1]])
         x = self.decoder(embeddings, denoise)
-        return self.ends.inverse(self._coefficients(x, embeddings))
+        return self.ends.inverse(self._coefficients(x, embeddings, place))
 
     def render_step(self, embeddings, state, denoise=None):
         """`render` of a chunk, `delay` late, and the decoder's new state."""
         if not self.transform:
             x, state = self.decoder.step(embeddings, state, denoise)
             return ops.cast(x[..., 0], "float32"), state
-        hop, inner = state
+        hop, inner, *place = state
         x, inner = self.decoder.step(embeddings, inner, denoise)
-        x = self._coefficients(x, embeddings)
+        x = self._coefficients(x, embeddings, *place)
         audio, hop = self.ends.inverse_step(x, hop)
-        return audio, [hop, inner]
+        place = [p + embeddings.shape[1] for p in place]
+        return audio, [hop, inner, *place]
 
-    def _coefficients(self, x, embeddings):
+    def _coefficients(self, x, embeddings, place=None):
         """What the transform inverts, of what the decoder gives."""
         if self.linear:
-            x = x + self.synthesis(embeddings)
-            return expand(ops.cast(x, "float32"))
+            x = ops.cast(x + self.synthesis(embeddings), "float32")
+            if not self.noise_filling:
+                return expand(x)
+            size = self.ends.num_coefficients
+            return self.filling.fill(
+                expand(x[..., :size]), x[..., size:], place
+            )
         size, phase = ops.split(ops.cast(x, "float32"), 2, axis=-1)
         size = ops.exp(ops.minimum(size, LOUDEST))
         parts = [size * ops.cos(phase), size * ops.sin(phase)]
@@ -376,7 +412,13 @@ class SoundStream(keras.Model):
         )
         if training:
             self.add_loss(quantized.commitment_loss)
-        audio = self.render(quantized.embeddings, sides["decoder"])
+        place = None
+        if training and self.noise_filling:
+            # Anywhere in the noise, lest the start of it be learnt by heart.
+            place = keras.random.randint(
+                (ops.shape(audio)[0],), 0, PERIOD, seed=self.seed_generator
+            )
+        audio = self.render(quantized.embeddings, sides["decoder"], place)
         return audio[:, :samples]
 
     def _pad_to_hops(self, audio):
@@ -542,6 +584,8 @@ class SoundStream(keras.Model):
         if self.transform:
             hop = self.ends.init_state(batch_size)
             state = {k: [hop, inner] for k, inner in state.items()}
+        if self.noise_filling:
+            state["decoder"].append(ops.zeros((batch_size,), "int32"))
         return state
 
     def encode_step(self, chunk, state, bandwidth=None, denoise=None):
@@ -681,10 +725,10 @@ class SoundStream(keras.Model):
         self.initialized.assign(1.0)
 
     def _initialize_linear_path(self, audio):
-        """The first principal components of the compressed coefficients."""
+        """The first principal components of what the encoder sees."""
         covariance = np.zeros((self.width, self.width))
         analyse = CompiledFunction(
-            self, lambda x: compress(self.ends(self._pad_to_hops(x)))
+            self, lambda x: self._features(self.ends(self._pad_to_hops(x)))
         )
         for batch in audio:
             x = ops.convert_to_numpy(analyse(batch)).reshape(-1, self.width)
@@ -710,6 +754,7 @@ class SoundStream(keras.Model):
             "max_groups": self.max_groups,
             "transform": self.transform,
             "transform_hop": self.transform_hop,
+            "noise_filling": self.noise_filling,
             "denoising": self.denoising,
             "code_dim": self.code_dim,
             "split_first": self.split_first,

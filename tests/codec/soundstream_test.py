@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from keras_audiolm.codec.noise_filling import band_edges, noise_table
 from keras_audiolm.codec.soundstream import SoundStream
 from keras_audiolm.layers.compiled import CompiledFunction, padded_frames
 from keras_audiolm.layers.lapped_transform import MDCT
@@ -24,6 +25,7 @@ MODES = {
         strides=(1,),
         unit="convnext",
         dilations=(1, 3),
+        noise_filling=True,
         transform="mdct",
         transform_hop=8,
         embedding_dim=5,
@@ -169,6 +171,24 @@ def sine(hop):
     return np.sin(np.pi * (np.arange(2 * hop) + 0.5) / (2 * hop))
 
 
+def slow_bands(codec):
+    """The coefficients of each band."""
+    if not codec.noise_filling:
+        return []
+    edges = band_edges(codec.hop_length, codec.sample_rate)
+    return [slice(*pair) for pair in zip(edges, edges[1:], strict=False)]
+
+
+def slow_fill(c, levels, bands):
+    made = c.copy()
+    for i, band in enumerate(bands):
+        wanted = (np.maximum(levels[:, i], 0) / 2 + 0.01) ** 4 - 1e-8
+        missing = np.maximum(wanted - np.mean(c[:, band] ** 2, 1), 0) ** 0.5
+        noise = noise_table(c.shape[1])[: len(c), band]
+        made[:, band] += missing[:, None] * noise
+    return made
+
+
 def slow_embed(codec, audio):
     """One recording `(samples,)` to `(frames, dim)`."""
     audio = np.pad(audio, (0, -len(audio) % codec.hop_length))
@@ -183,7 +203,11 @@ def slow_embed(codec, audio):
     else:
         c = np.fft.rfft(pairs * sine(hop), norm="ortho")
         c = np.concatenate([c.real, c.imag], axis=1)
+    levels = [np.mean(c[:, band] ** 2, 1) for band in slow_bands(codec)]
     c = np.sign(c) * (np.sqrt(np.abs(c) + 1e-5) - np.sqrt(1e-5))
+    if levels:
+        levels = 2 * ((np.stack(levels, 1) + 1e-8) ** 0.25 - 0.01)
+        c = np.concatenate([c, levels], 1)
     x = slow_network(codec.encoder, c, codec.activation)
     if codec.transform == "mdct":
         x = x + c @ to_numpy(codec.analysis.kernel)
@@ -198,7 +222,11 @@ def slow_render(codec, embeddings):
     c = slow_network(codec.decoder, embeddings, codec.activation)
     if codec.transform == "mdct":
         c = c + embeddings @ to_numpy(codec.synthesis.kernel)
-        pairs = (c * np.abs(c)) @ codec.ends.analysis.T
+        c, levels = c[:, :hop], c[:, hop:]
+        c = c * np.abs(c)
+        if codec.noise_filling:
+            c = slow_fill(c, levels, slow_bands(codec))
+        pairs = c @ codec.ends.analysis.T
     else:
         size, phase = np.split(c, 2, axis=1)
         c = np.exp(np.minimum(size, 4) + 1j * phase)
@@ -388,7 +416,11 @@ def test_linear_path_starts_at_the_principal_components():
     audio = normal(2, 320)
     codec.initialize_codebooks([audio])
     c = to_numpy(MDCT(8)(ops.convert_to_tensor(audio))).reshape(-1, 8)
+    levels = [np.mean(c[:, band] ** 2, 1) for band in slow_bands(codec)]
     c = np.sign(c) * (np.sqrt(np.abs(c) + 1e-5) - np.sqrt(1e-5))
+    if levels:
+        levels = 2 * ((np.stack(levels, 1) + 1e-8) ** 0.25 - 0.01)
+        c = np.concatenate([c, levels], 1)
     kernel = to_numpy(codec.analysis.kernel)
     np.testing.assert_allclose(kernel.T @ kernel, np.eye(5), atol=1e-5)
     kept = np.square(c @ kernel).sum()
@@ -506,6 +538,8 @@ def test_bad_number_of_samples(wave, num_samples):
     "config, message",
     [
         (dict(transform="dct"), "transform='dct'"),
+        (dict(unit="sparse"), "unit='sparse'"),
+        (dict(noise_filling=True), "transform=None"),
         (dict(transform="mdct", strides=(2, 4)), r"strides=\(2, 4\)"),
         (
             dict(transform="mdct", strides=(1,), transform_hop=64),
