@@ -33,7 +33,7 @@ import keras
 import numpy as np
 
 from keras_audiolm.codec.discriminators import Discriminators
-from keras_audiolm.codec.losses import CompressedSpectralLoss
+from keras_audiolm.codec.losses import PerceptualLoss
 from keras_audiolm.codec.training import SoundStreamTrainer
 from keras_audiolm.data.audio import load_audio
 from keras_audiolm.data.crops import AudioCrops
@@ -53,7 +53,11 @@ ARCHITECTURES = {
         embedding_dim=64,
     ),
     "mdct": dict(
-        channels=224, strides=(1,), embedding_dim=64, transform="mdct"
+        channels=224,
+        strides=(1,),
+        embedding_dim=64,
+        transform="mdct",
+        noise_filling=True,
     ),
     "istft": dict(
         channels=224, strides=(1,), embedding_dim=64, transform="istft"
@@ -62,11 +66,11 @@ ARCHITECTURES = {
 QUANTIZER = dict(
     num_quantizers=8,
     codebook_size=1024,
-    codebook_decay=0.98,
+    codebook_decay=0.99,
     quantizer_dropout=0.5,
 )
-BATCH_SIZE = 12
-STEPS_PER_EPOCH = 20
+BATCH_SIZE = 4
+STEPS_PER_EPOCH = 100
 JUDGED_SAMPLES = 6000
 # The part of the budget before the discriminators join.
 ALONE = 2 / 3
@@ -91,8 +95,8 @@ def make_trainer(codec, judged):
     trainer = SoundStreamTrainer(
         codec,
         jury,
-        CompressedSpectralLoss(),
-        commitment_weight=10.0,
+        PerceptualLoss(),
+        commitment_weight=5.0,
         feature_weight=4.0,
         relative_features=True,
         judged_samples=JUDGED_SAMPLES,

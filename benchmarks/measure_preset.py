@@ -44,7 +44,7 @@ from keras import ops
 from tqdm import tqdm
 
 from keras_audiolm import training
-from keras_audiolm.codec.losses import CompressedSpectralLoss
+from keras_audiolm.codec.losses import PerceptualLoss
 from keras_audiolm.data.audio import load_audio, save_audio
 from keras_audiolm.data.crops import AudioCrops
 from keras_audiolm.data.tokens import TokenCrops
@@ -188,7 +188,7 @@ def measure_codec(pipeline, corpus, corpora):
 def reconstruction_loss(codec, corpus):
     """The training loss on random crops of a second, as `fit` validates."""
     crops = held_out_crops(codec, corpus, "codec")
-    loss = CompressedSpectralLoss()
+    loss = PerceptualLoss()
     run = CompiledFunction(codec, lambda real: loss(real, codec(real)))
     values = [float(run(crops[i])) for i in tqdm(range(len(crops)), "Loss")]
     return {
@@ -621,7 +621,7 @@ def codec_markdown(codec):
         f"\n\n{first['files']} held-out files (PESQ and STOI: those of a "
         f"second or more, {first.get('stoi_files', 0)}); "
         f"{codec['bits_per_second']:.0f} bits a second. Validation loss "
-        f"(`CompressedSpectralLoss`, {loss['crops']} crops of 1 s) "
+        f"(`PerceptualLoss`, {loss['crops']} crops of 1 s) "
         f"{loss['loss']:.3f}; silence would get "
         f"{loss['loss_of_silence']:.3f}.\n\n"
     )

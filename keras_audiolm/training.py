@@ -223,7 +223,7 @@ def fit_codec(pipeline, plan):
 
 def codec_trainer(pipeline, plan):
     """The trainer that `compile` was given, or one that suits the codec."""
-    from keras_audiolm.codec.losses import CompressedSpectralLoss
+    from keras_audiolm.codec.losses import PerceptualLoss
     from keras_audiolm.codec.training import SoundStreamTrainer
 
     codec = pipeline.codec
@@ -240,8 +240,10 @@ def codec_trainer(pipeline, plan):
         trainer = SoundStreamTrainer(
             codec,
             discriminators=None,
-            reconstruction_loss=CompressedSpectralLoss(),
-            commitment_weight=10.0,
+            reconstruction_loss=PerceptualLoss(
+                codec.sample_rate, transform_hop=codec.hop_length
+            ),
+            commitment_weight=5.0,
         )
         optimizer = keras.optimizers.AdamW(4e-4, beta_2=0.98, clipnorm=1.0)
     else:

@@ -99,18 +99,25 @@ def mel_spectrum(audio, window, filters):
 
 
 @keras.saving.register_keras_serializable(package="keras_audiolm")
-class CompressedSpectralLoss(keras.layers.Layer):
-    """A reconstruction loss whose gradient follows loudness as heard.
+class PerceptualLoss(keras.layers.Layer):
+    """A reconstruction loss that spends bits where ears listen.
 
-    Three terms: spectra compressed by the power 0.3, in magnitude and (at
-    0.3) as complex numbers; the waveform's L1 distance relative to its size;
-    and the same of square-root compressed MDCT coefficients. Log-mel spectra
-    spend their gradient on near-silent frames and leave a young codec 10 dB
-    too quiet for thousands of steps; these do not.
+    Three terms: magnitudes of STFTs compressed by the power 0.3; loudness in
+    bands of mels (the power 0.25 of their energy); and square-root compressed
+    MDCT coefficients, the only term that knows phases. Differences count by
+    the mels that they cover, of the last term by their square: above a
+    kilohertz or two a waveform takes more bits than a few kilobits per second
+    have, while its envelope takes few.
+
+    Log-mel spectra spend their gradient on near-silent frames and leave a
+    young codec 10 dB too quiet for thousands of steps; these do not.
 
     Args:
-        spectral_weight, waveform_weight, transform_weight: floats.
-        windows: sequence of int. Samples of the STFTs, hop a quarter.
+        sample_rate: int. Hertz.
+        spectral_weight, loudness_weight, transform_weight: floats.
+        windows: sequence of int. Samples of the STFTs, hop a quarter; shorter
+            ones than 512 are transformed with 512 points.
+        num_mels: sequence of int, one for each window.
         transform_hop: int. Samples of an MDCT frame.
 
     Call arguments:
@@ -122,64 +129,91 @@ class CompressedSpectralLoss(keras.layers.Layer):
 
     def __init__(
         self,
+        sample_rate=16000,
         spectral_weight=20.0,
-        waveform_weight=3.0,
-        transform_weight=8.0,
+        loudness_weight=10.0,
+        transform_weight=2.0,
         windows=(256, 512, 1024, 2048),
+        num_mels=(32, 48, 64, 64),
         transform_hop=320,
         **kwargs,
     ):
         kwargs["dtype"] = "float32"
         super().__init__(**kwargs)
+        self.sample_rate = sample_rate
         self.spectral_weight = spectral_weight
-        self.waveform_weight = waveform_weight
+        self.loudness_weight = loudness_weight
         self.transform_weight = transform_weight
         self.windows = tuple(windows)
+        self.num_mels = tuple(num_mels)
         self.transform_hop = transform_hop
+        self.scales = [
+            mel_filters(mels, max(window, 512), sample_rate)
+            for window, mels in zip(windows, num_mels, strict=True)
+        ]
         self.mdct = MDCT(transform_hop, name="mdct")
+        centres = (np.arange(transform_hop) + 0.5) / transform_hop
+        weights = mel_density(centres * sample_rate / 2) ** 2
+        self.transform_weights = weights / weights.mean()
 
     def call(self, real, fake):
-        spectral = sum(
-            compressed_distance(real, fake, window) for window in self.windows
-        ) / len(self.windows)
-        transformed = relative_distance(
-            compress(self.mdct(real)), compress(self.mdct(fake))
-        )
+        spectral, loudness = 0.0, 0.0
+        for window, filters in zip(self.windows, self.scales, strict=True):
+            a, b = (power_spectrum(x, window, filters) for x in (real, fake))
+            spectral += self._spectral_distance(a, b)
+            loudness += loudness_distance(a, b, filters / window)
+        coefficients = [compress(self.mdct(x)) for x in (real, fake)]
         return (
-            self.spectral_weight * spectral
-            + self.waveform_weight * relative_distance(real, fake)
-            + self.transform_weight * transformed
+            self.spectral_weight * spectral / len(self.windows)
+            + self.loudness_weight * loudness / len(self.windows)
+            + self.transform_weight
+            * relative_distance(*coefficients, self.transform_weights)
         )
+
+    def _spectral_distance(self, real, fake):
+        """L1 distance of compressed magnitudes of power spectra."""
+        hertz = np.linspace(0, self.sample_rate / 2, real.shape[-1])
+        a, b = (ops.power(x + 1e-8, 0.15) for x in (real, fake))
+        return ops.mean(ops.multiply(ops.abs(a - b), mel_density(hertz)))
 
     def get_config(self):
         return {
             **super().get_config(),
+            "sample_rate": self.sample_rate,
             "spectral_weight": self.spectral_weight,
-            "waveform_weight": self.waveform_weight,
+            "loudness_weight": self.loudness_weight,
             "transform_weight": self.transform_weight,
             "windows": list(self.windows),
+            "num_mels": list(self.num_mels),
             "transform_hop": self.transform_hop,
         }
 
 
-def compressed_distance(real, fake, window, power=0.3, complex_weight=0.3):
-    """L1 distance of STFTs whose magnitude is raised to `power`."""
-
-    def stft(x):
-        re, im = ops.stft(x, window, window // 4, window)
-        size = ops.sqrt(ops.square(re) + ops.square(im) + 1e-8)
-        gain = ops.power(size, power - 1)
-        return size * gain, re * gain, im * gain
-
-    (a, a_re, a_im), (b, b_re, b_im) = stft(real), stft(fake)
-    phase = ops.mean(ops.abs(a_re - b_re)) + ops.mean(ops.abs(a_im - b_im))
-    return ops.mean(ops.abs(a - b)) + complex_weight * phase
+def mel_density(hertz):
+    """How many mels a hertz is, on average one. NumPy float32."""
+    density = 1 / (700 + hertz)
+    return (density / density.mean()).astype("float32")
 
 
-def relative_distance(real, fake):
+def power_spectrum(audio, window, filters):
+    """`(batch, frames, bins)`, as many bins as `filters` have."""
+    fft_length = 2 * (filters.shape[0] - 1)
+    re, im = ops.stft(audio, window, window // 4, fft_length)
+    return ops.square(re) + ops.square(im)
+
+
+def loudness_distance(real, fake, filters):
+    """L1 distance of the loudness of power spectra, relative to the real."""
+    a, b = (
+        ops.power(ops.matmul(x, filters) + 1e-6, 0.25) for x in (real, fake)
+    )
+    return relative_distance(a, b)
+
+
+def relative_distance(real, fake, weights=1.0):
     """The mean absolute difference as a part of the real signal's size."""
-    size = ops.mean(ops.abs(real)) + 1e-5
-    return ops.mean(ops.abs(real - fake)) / size
+    size = ops.mean(ops.multiply(ops.abs(real), weights)) + 1e-5
+    return ops.mean(ops.multiply(ops.abs(real - fake), weights)) / size
 
 
 # === Adversarial ===

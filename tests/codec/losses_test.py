@@ -5,7 +5,7 @@ import scipy.signal
 from keras import ops
 
 from keras_audiolm.codec import losses
-from keras_audiolm.codec.losses import CompressedSpectralLoss, MelSpectralLoss
+from keras_audiolm.codec.losses import MelSpectralLoss, PerceptualLoss
 from keras_audiolm.layers.compiled import CompiledFunction
 from keras_audiolm.layers.lapped_transform import MDCT
 
@@ -99,36 +99,44 @@ def test_mel_loss_has_the_papers_windows_and_no_empty_filter():
         assert (filters.sum(0) > 0).mean() > 0.9
 
 
-def test_compressed_loss_matches_numpy():
-    real, fake = normal(2, 640), normal(2, 640, seed=1)
-    spectral = 0.0
-    for window in (64, 128):
-        parts = []
-        for x in (real, fake):
-            s = slow_stft(x, window, window)
-            size = np.sqrt(np.abs(s) ** 2 + 1e-8)
-            parts.append((size**0.3, s.real * size**-0.7, s.imag * size**-0.7))
-        magnitude, re, im = (
-            np.abs(a - b).mean() for a, b in zip(*parts, strict=True)
+def test_perceptual_loss_matches_numpy():
+    real, fake = normal(2, 1280), normal(2, 1280, seed=1)
+    spectral, loudness = 0.0, 0.0
+    for window in (64, 1024):
+        fft_length = max(window, 512)
+        a, b = (
+            np.abs(slow_stft(x, window, fft_length)) ** 2 for x in (real, fake)
         )
-        spectral += (magnitude + 0.3 * (re + im)) / 2
-    waveform = np.abs(real - fake).mean() / (np.abs(real).mean() + 1e-5)
+        mels = 1 / (700 + np.linspace(0, 8000, a.shape[-1]))
+        difference = np.abs((a + 1e-8) ** 0.15 - (b + 1e-8) ** 0.15)
+        spectral += np.average(difference.mean((0, 1)), weights=mels) / 2
+        filters = slow_mel_filters(16, fft_length, 16000) / window
+        a, b = ((x @ filters + 1e-6) ** 0.25 for x in (a, b))
+        loudness += np.abs(a - b).mean() / (a.mean() + 1e-5) / 2
     mdct = MDCT(32)
     a, b = (
         np.sign(c) * (np.sqrt(np.abs(c) + 1e-5) - np.sqrt(1e-5))
         for c in (to_numpy(mdct(real)), to_numpy(mdct(fake)))
     )
-    transform = np.abs(a - b).mean() / (np.abs(a).mean() + 1e-5)
-    loss = CompressedSpectralLoss(
-        2.0, 3.0, 5.0, windows=(64, 128), transform_hop=32
+    weights = 1 / (700 + (np.arange(32) + 0.5) * 250) ** 2
+    size = (np.abs(a) * weights).mean() / weights.mean() + 1e-5
+    transform = (np.abs(a - b) * weights).mean() / weights.mean() / size
+    loss = PerceptualLoss(
+        16000,
+        2.0,
+        3.0,
+        5.0,
+        windows=(64, 1024),
+        num_mels=(16, 16),
+        transform_hop=32,
     )
-    expected = 2 * spectral + 3 * waveform + 5 * transform
+    expected = 2 * spectral + 3 * loudness + 5 * transform
     assert run(loss, real, fake) == pytest.approx(expected, rel=1e-3)
 
 
 LOSSES = [
     MelSpectralLoss(16000, windows=(64, 256), num_mels=16),
-    CompressedSpectralLoss(windows=(64, 256), transform_hop=64),
+    PerceptualLoss(windows=(64, 256), num_mels=(8, 16), transform_hop=64),
 ]
 
 
