@@ -36,7 +36,11 @@ CODECS = {
         embedding_dim=64,
     ),
     "mdct": dict(
-        channels=224, strides=(1,), embedding_dim=64, transform="mdct"
+        channels=224,
+        strides=(1,),
+        embedding_dim=64,
+        transform="mdct",
+        noise_filling=True,
     ),
 }
 TRAINED = "paper, C = 16"
