@@ -3,15 +3,18 @@
     python examples/corpora/debian_voices.py corpora/debian_voices
     python benchmarks/codec_architectures.py train corpora/debian_voices \\
         --architecture mdct --minutes 60 --out runs/mdct
-    python benchmarks/codec_architectures.py preset corpora/debian_voices \
+    python benchmarks/codec_architectures.py export runs/mdct --card card.md \\
+        --out presets/soundstream_voices
+    python benchmarks/codec_architectures.py preset corpora/debian_voices \\
         --preset voices_small --out runs/voices_small
-    python benchmarks/codec_architectures.py opus corpora/debian_voices \
+    python benchmarks/codec_architectures.py opus corpora/debian_voices \\
         --bit-rate 6000 --out runs/opus_6  # pip install av
     python benchmarks/codec_architectures.py table runs/*
 
 Same data, loss, quantizer and optimizer for all: crops of a second with speed,
 pitch and gain perturbation, 8 levels of 1024 codes at 50 Hz (4 kbps). The last
 third of the budget adds narrow discriminators on short random stretches.
+`--option` changes one thing of an architecture.
 Minutes are of processor time, so that a run is the same beside another.
 `train` goes on where it was stopped, and measures held-out files at the end,
 at 1 to 8 levels and by language. With all measures (`pip install
@@ -33,7 +36,7 @@ import keras
 import numpy as np
 
 from keras_audiolm.codec.discriminators import Discriminators
-from keras_audiolm.codec.losses import PerceptualLoss
+from keras_audiolm.codec.losses import MelSpectralLoss, PerceptualLoss
 from keras_audiolm.codec.training import SoundStreamTrainer
 from keras_audiolm.data.audio import load_audio
 from keras_audiolm.data.crops import AudioCrops
@@ -69,6 +72,26 @@ QUANTIZER = dict(
     codebook_decay=0.99,
     quantizer_dropout=0.5,
 )
+# One thing at a time that is otherwise: arguments of the codec, the judges and
+# the trainer.
+OPTIONS = {
+    "none": {},
+    "no noise filling": dict(codec=dict(noise_filling=False)),
+    "convnext units": dict(
+        codec=dict(unit="convnext", dilations=(1, 3, 9) * 2, channels=176)
+    ),
+    "codes of 8 dimensions": dict(codec=dict(code_dim=8)),
+    "first level split off": dict(codec=dict(code_dim=8, split_first=True)),
+    "spectral judges alone": dict(
+        judges=dict(scales=(), stft_windows=(2048, 1024, 512))
+    ),
+    "absolute feature loss": dict(
+        trainer=dict(relative_features=False, feature_weight=100.0)
+    ),
+    "the paper's spectral loss": dict(
+        trainer=dict(reconstruction_loss=MelSpectralLoss())
+    ),
+}
 BATCH_SIZE = 4
 STEPS_PER_EPOCH = 100
 JUDGED_SAMPLES = 6000
@@ -80,26 +103,33 @@ CHECKPOINT_INTERVAL = 150
 CLIP_SECONDS = (1.5, 8.0)
 
 
-def make_codec(architecture):
-    return keras_audiolm.SoundStream(
-        **ARCHITECTURES[architecture], **QUANTIZER, name="codec"
-    )
+JUDGES = dict(
+    wave_channels=8,
+    max_wave_channels=256,
+    stft_channels=8,
+    scales=(1,),
+    stft_windows=(1024,),
+)
+TRAINER = dict(
+    commitment_weight=5.0, feature_weight=4.0, relative_features=True
+)
 
 
-def make_trainer(codec, judged):
+def make_codec(architecture, option="none"):
+    config = {**ARCHITECTURES[architecture], **QUANTIZER}
+    config.update(OPTIONS[option].get("codec", {}))
+    return keras_audiolm.SoundStream(**config, name="codec")
+
+
+def make_trainer(codec, judged, option="none"):
     jury = None
     if judged:
-        jury = Discriminators(
-            8, 256, 8, scales=(1,), stft_windows=(1024,), name="discriminators"
-        )
+        judges = {**JUDGES, **OPTIONS[option].get("judges", {})}
+        jury = Discriminators(**judges, name="discriminators")
+    config = {"reconstruction_loss": PerceptualLoss(), **TRAINER}
+    config.update(OPTIONS[option].get("trainer", {}))
     trainer = SoundStreamTrainer(
-        codec,
-        jury,
-        PerceptualLoss(),
-        commitment_weight=5.0,
-        feature_weight=4.0,
-        relative_features=True,
-        judged_samples=JUDGED_SAMPLES,
+        codec, jury, judged_samples=JUDGED_SAMPLES, **config
     )
     trainer.build()
     return trainer
@@ -195,12 +225,12 @@ def train(args):
         speed_range=(0.8, 1.25),
         gain_db=(-12, 3),
     )
-    codec = make_codec(args.architecture)
+    codec = make_codec(args.architecture, args.option)
     for judged, until in ((False, args.alone), (True, 1.0)):
         budget = Budget(out, args.minutes, until, args.learning_rate)
         if budget.spent >= until:
             continue
-        trainer = make_trainer(codec, judged)
+        trainer = make_trainer(codec, judged, args.option)
         trainer.compile(make_optimizer(judged))
         trainer.optimizer.build(trainer.trainable_variables)
         restore(trainer, codec, out, budget.state, judged)
@@ -219,10 +249,14 @@ def train(args):
     codec.load_weights(out / "codec.weights.h5")
     write_result(
         out,
-        architecture=args.architecture,
+        architecture=f"{args.architecture}{title_of(args.option)}",
         minutes=args.minutes,
         **measure(codec, Held(args)),
     )
+
+
+def title_of(option):
+    return "" if option == "none" else f", {option}"
 
 
 def restore(trainer, codec, out, state, judged):
@@ -306,6 +340,15 @@ def write_result(out, **result):
     out.mkdir(parents=True, exist_ok=True)
     (out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result["best"], indent=1))
+
+
+def export(args):
+    """The codec of a run as a preset, with weights of 16 bits."""
+    run = json.loads((args.run_folder / "result.json").read_text())
+    codec = make_codec(run["architecture"])
+    codec.build()
+    codec.load_weights(args.run_folder / "codec.weights.h5")
+    codec.save_to_preset(args.out, card=args.card.read_text(), dtype="float16")
 
 
 def preset(args):
@@ -433,9 +476,15 @@ def main(argv=None):
 
     command = add(train)
     command.add_argument("--architecture", choices=ARCHITECTURES, required=True)
+    command.add_argument("--option", choices=OPTIONS, default="none")
     command.add_argument("--minutes", type=float, default=60.0)
     command.add_argument("--alone", type=float, default=ALONE)
     command.add_argument("--learning-rate", type=float, default=1e-3)
+    command = commands.add_parser("export")
+    command.set_defaults(run=export)
+    command.add_argument("run_folder", type=pathlib.Path)
+    command.add_argument("--card", type=pathlib.Path, required=True)
+    command.add_argument("--out", type=pathlib.Path, required=True)
     add(preset).add_argument("--preset", required=True)
     add(opus).add_argument("--bit-rate", type=int, required=True)
     add(table).add_argument("runs", type=pathlib.Path, nargs="+")

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 
+import keras_audiolm
+
 PATH = pathlib.Path(__file__).parents[2] / "benchmarks/codec_architectures.py"
 RATE = 16000
 
@@ -62,6 +64,14 @@ def test_trains_goes_on_and_makes_a_table(script, corpus, tmp_path, capsys):
     capsys.readouterr()
     script.main(["table", str(out)])
     printed = capsys.readouterr().out
+    card = tmp_path / "card.md"
+    card.write_text("# A codec\n")
+    exported = tmp_path / "preset"
+    arguments = [str(out), "--card", str(card), "--out", str(exported)]
+    script.main(["export", *arguments])
+    codec = keras_audiolm.SoundStream.from_preset(exported)
+    assert codec.num_quantizers == 2
+    assert (exported / "README.md").read_text() == "# A codec\n"
     assert "| wave, 0.0 M, 0.0001 minutes | " in printed
     assert "| 2 levels | " in printed and "| en | " in printed
 
