@@ -89,7 +89,7 @@ OPTIONS = {
         trainer=dict(relative_features=False, feature_weight=100.0)
     ),
     "the paper's spectral loss": dict(
-        trainer=dict(reconstruction_loss=MelSpectralLoss())
+        trainer=dict(reconstruction_loss=MelSpectralLoss)
     ),
 }
 BATCH_SIZE = 4
@@ -111,7 +111,10 @@ JUDGES = dict(
     stft_windows=(1024,),
 )
 TRAINER = dict(
-    commitment_weight=5.0, feature_weight=4.0, relative_features=True
+    reconstruction_loss=PerceptualLoss,
+    commitment_weight=5.0,
+    feature_weight=4.0,
+    relative_features=True,
 )
 
 
@@ -126,10 +129,10 @@ def make_trainer(codec, judged, option="none"):
     if judged:
         judges = {**JUDGES, **OPTIONS[option].get("judges", {})}
         jury = Discriminators(**judges, name="discriminators")
-    config = {"reconstruction_loss": PerceptualLoss(), **TRAINER}
-    config.update(OPTIONS[option].get("trainer", {}))
+    config = {**TRAINER, **OPTIONS[option].get("trainer", {})}
+    loss = config.pop("reconstruction_loss")()
     trainer = SoundStreamTrainer(
-        codec, jury, judged_samples=JUDGED_SAMPLES, **config
+        codec, jury, loss, judged_samples=JUDGED_SAMPLES, **config
     )
     trainer.build()
     return trainer

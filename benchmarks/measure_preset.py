@@ -188,7 +188,7 @@ def measure_codec(pipeline, corpus, corpora):
 def reconstruction_loss(codec, corpus):
     """The training loss on random crops of a second, as `fit` validates."""
     crops = held_out_crops(codec, corpus, "codec")
-    loss = PerceptualLoss()
+    loss = PerceptualLoss(codec.sample_rate, transform_hop=codec.hop_length)
     run = CompiledFunction(codec, lambda real: loss(real, codec(real)))
     values = [float(run(crops[i])) for i in tqdm(range(len(crops)), "Loss")]
     return {

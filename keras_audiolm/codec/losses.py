@@ -91,11 +91,15 @@ def mel_filters(num_mels, fft_length, sample_rate):
 
 def mel_spectrum(audio, window, filters):
     """`(batch, samples)` to mel magnitudes `(batch, frames, num_mels)`."""
-    fft_length = 2 * (filters.shape[0] - 1)
-    re, im = ops.stft(audio, window, window // 4, fft_length)
+    power = power_spectrum(audio, window, filters.shape[0])
     # The root of nothing has no slope, and a mute decoder must learn too.
-    magnitude = ops.sqrt(ops.square(re) + ops.square(im) + 1e-12)
-    return ops.matmul(magnitude, filters)
+    return ops.matmul(ops.sqrt(power + 1e-12), filters)
+
+
+def power_spectrum(audio, window, bins):
+    """`(batch, samples)` to `(batch, frames, bins)`, hop a quarter window."""
+    re, im = ops.stft(audio, window, window // 4, 2 * (bins - 1))
+    return ops.square(re) + ops.square(im)
 
 
 @keras.saving.register_keras_serializable(package="keras_audiolm")
@@ -159,7 +163,8 @@ class PerceptualLoss(keras.layers.Layer):
     def call(self, real, fake):
         spectral, loudness = 0.0, 0.0
         for window, filters in zip(self.windows, self.scales, strict=True):
-            a, b = (power_spectrum(x, window, filters) for x in (real, fake))
+            bins = filters.shape[0]
+            a, b = (power_spectrum(x, window, bins) for x in (real, fake))
             spectral += self._spectral_distance(a, b)
             loudness += loudness_distance(a, b, filters / window)
         coefficients = [compress(self.mdct(x)) for x in (real, fake)]
@@ -193,13 +198,6 @@ def mel_density(hertz):
     """How many mels a hertz is, on average one. NumPy float32."""
     density = 1 / (700 + hertz)
     return (density / density.mean()).astype("float32")
-
-
-def power_spectrum(audio, window, filters):
-    """`(batch, frames, bins)`, as many bins as `filters` have."""
-    fft_length = 2 * (filters.shape[0] - 1)
-    re, im = ops.stft(audio, window, window // 4, fft_length)
-    return ops.square(re) + ops.square(im)
 
 
 def loudness_distance(real, fake, filters):

@@ -103,9 +103,8 @@ class ResidualUnit(keras.layers.Layer):
 class ConvNeXtUnit(keras.layers.Layer):
     """`x + narrow(gelu(wide(norm(depthwise(x)))))`.
 
-    Most of its arithmetic is two products between channels, and the
-    normalization lets a deep stack learn quickly: at the rate of the codes it
-    learns several times faster than the paper's unit.
+    Most of its arithmetic is two products between channels; only the
+    depthwise convolution sees the past.
 
     Args:
         filters: int. Channels in and out.

@@ -1,7 +1,7 @@
 """Initial weights drawn by NumPy.
 
 Keras draws them on the backend, and XLA compiles a program for every shape:
-ten seconds of a first start that ends with loading other weights. The
+most of the time of loading a preset, whose weights then replace them. The
 distributions are those of Keras's initializers of the same names.
 """
 
