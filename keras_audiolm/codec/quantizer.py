@@ -172,7 +172,7 @@ class ResidualVectorQuantizer(keras.layers.Layer):
         # (batch,): how many levels each example gets
         levels = self._draw_levels(ops.shape(x)[0], training)
         residual, quantized = x, 0.0
-        codes, losses = [], []
+        codes, losses, averages = [], [], []
         for level in range(self.num_quantizers):
             used = ops.cast(levels > level, "float32")[:, None]  # (batch, 1)
             low = self._project(level, residual)
@@ -185,7 +185,7 @@ class ResidualVectorQuantizer(keras.layers.Layer):
             error = ops.sum(error * used) / mass(used, error)
             losses.append(error / self._energy(x, low))
             if training:
-                self._learn(level, low, code, used)
+                averages.append(self._averages(level, low, code, used))
             made = choice
             if self.code_dim:
                 # Straight through the choice, to both projections and to x.
@@ -195,6 +195,10 @@ class ResidualVectorQuantizer(keras.layers.Layer):
             if level or not self.split_first:
                 residual = residual - ops.stop_gradient(made)
             codes.append(code)
+        if training:
+            sums, usages = zip(*averages, strict=True)
+            self.embedding_sum.assign(ops.stack(sums))
+            self.usage.assign(ops.stack(usages))
         if not self.code_dim:
             quantized = x + ops.stop_gradient(quantized - x)
         return Quantized(
@@ -220,14 +224,18 @@ class ResidualVectorQuantizer(keras.layers.Layer):
         drop = keras.random.uniform((batch_size,), seed=self.seed_generator)
         return ops.where(drop < self.dropout, levels, everything)
 
-    def _learn(self, level, residual, code, used):
-        """One step of the moving averages, and the revival of dead codes."""
+    def _averages(self, level, residual, code, used):
+        """A level's moving averages after a step, with dead codes revived.
+
+        Returns:
+            The new row of `embedding_sum`, and that of `usage`.
+        """
         vectors = ops.stop_gradient(residual)
         vectors = ops.reshape(vectors, (-1, vectors.shape[-1]))
         weight = ops.broadcast_to(used, ops.shape(code))
-        weight = ops.reshape(weight, (-1, 1))
+        weight = ops.reshape(weight, (-1,))
         chosen = ops.one_hot(ops.reshape(code, (-1,)), self.codebook_size)
-        chosen = chosen * weight  # (vectors, codebook_size)
+        chosen = chosen * weight[:, None]  # (vectors, codebook_size)
 
         decay = self.decay
         usage = decay * self.usage[level] + (1 - decay) * ops.sum(chosen, 0)
@@ -239,16 +247,18 @@ class ResidualVectorQuantizer(keras.layers.Layer):
         picks = self._draw_vectors(weight)
         fresh = ops.take(vectors, picks, axis=0) * fair
         usage = ops.where(dead, fair, usage)
-        sums = ops.where(dead[:, None], fresh, sums)
-        self.usage.assign(replace_row(self.usage, level, usage))
-        self.embedding_sum.assign(replace_row(self.embedding_sum, level, sums))
+        return ops.where(dead[:, None], fresh, sums), usage
 
     def _draw_vectors(self, weight):
-        """Indices of `codebook_size` vectors of the examples in use."""
-        logits = ops.where(weight[:, 0] > 0, 0.0, -1e9)
-        return keras.random.categorical(
-            logits[None], self.codebook_size, seed=self.seed_generator
-        )[0]
+        """Indices of `codebook_size` vectors of those of weight 1, not 0."""
+        used_first = ops.argsort(1 - weight)
+        count = ops.maximum(ops.sum(weight), 1.0)
+        part = keras.random.uniform(
+            (self.codebook_size,), seed=self.seed_generator
+        )
+        # Rounding may lift a part just under 1 to the whole.
+        place = ops.minimum(ops.floor(part * count), count - 1)
+        return ops.take(used_first, ops.cast(place, "int32"))
 
     # === Start ===
 
@@ -336,13 +346,6 @@ def mass(used, error):
     """How many frames `used` stands for, never zero."""
     frames = ops.cast(ops.shape(error)[1], "float32")
     return ops.maximum(ops.sum(used), 1.0) * frames
-
-
-def replace_row(variable, level, row):
-    """A stacked variable's value with one level's row replaced."""
-    return ops.concatenate(
-        [variable[:level], row[None], variable[level + 1 :]], axis=0
-    )
 
 
 def lloyd(vectors, num_codes, num_iterations, generator):
