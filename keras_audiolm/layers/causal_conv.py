@@ -235,17 +235,31 @@ class CausalConv1DTranspose(keras.layers.Layer):
             ops.split(self.kernel, self.groups, axis=-1),
             strict=True,
         )
-        parts = [
-            ops.conv_transpose(
-                x,
-                kernel,
-                strides=self.strides,
-                padding="valid",
-                data_format="channels_last",
-            )
-            for x, kernel in parts
-        ]
+        parts = [self._spread_group(x, kernel) for x, kernel in parts]
         return ops.concatenate(parts, axis=-1)
+
+    def _spread_group(self, x, kernel):
+        # A product gives what every step adds to the hops it reaches, and
+        # shifted sums add them up: convolutions with a dilated input, which
+        # is what backends make of this, multiply mostly zeros.
+        width, filters, channels = kernel.shape
+        hops = -(-width // self.strides)
+        kernel = ops.pad(
+            kernel, [[0, hops * self.strides - width], [0, 0], [0, 0]]
+        )
+        kernel = ops.reshape(kernel, (hops * self.strides * filters, channels))
+        x = ops.matmul(x, ops.transpose(kernel))
+        hop = self.strides * filters
+        x = sum(
+            ops.pad(
+                x[..., i * hop : (i + 1) * hop],
+                [[0, 0], [i, hops - 1 - i], [0, 0]],
+            )
+            for i in range(hops)
+        )  # (batch, time + hops - 1, strides * filters)
+        time = x.shape[1] * self.strides
+        x = ops.reshape(x, (-1, time, filters))
+        return x[:, : time - hops * self.strides + width]
 
     def compute_output_shape(self, input_shape):
         batch, time, _ = input_shape

@@ -12,9 +12,8 @@ class GroupedConv1D(keras.layers.Layer):
 
     A processor's own grouped convolution takes seconds for the gradient of a
     discriminator's layer (XLA's is a plain loop). Here the input is cut into
-    hops of one stride; a kernel of `k` steps reaches over `ceil(k / stride)`
-    of them, and each of these is one product of matrices for all groups and
-    all frames.
+    hops of one stride; the kernel reaches over a window of several of them,
+    and one product of matrices meets all windows of a group.
 
     Args:
         filters: int.
@@ -51,17 +50,18 @@ class GroupedConv1D(keras.layers.Layer):
         )
 
     def call(self, x):
-        reach = -(-self.kernel_size // self.strides)  # hops a frame looks at
+        reach = -(-self.kernel_size // self.strides)  # hops of a window
         frames = -(-x.shape[1] // self.strides)
         hops = self._hops(x, frames + reach - 1)
-        taps = self._taps(reach)
-        y = sum(
-            ops.matmul(hops[:, :, i : i + frames], taps[i])
-            for i in range(reach)
-        )  # (groups, batch, frames, filters / groups)
-        y = ops.transpose(y, (1, 2, 0, 3))
-        y = ops.reshape(y, (-1, frames, self.filters))
-        return y + self.bias
+        windows = ops.concatenate(
+            [hops[:, :, i : i + frames] for i in range(reach)], axis=-1
+        )
+        size = windows.shape[-1]
+        windows = ops.reshape(windows, (self.groups, -1, size))
+        # (groups, batch * frames, filters / groups)
+        y = ops.matmul(windows, self._grouped_kernel(size))
+        y = ops.transpose(y, (1, 0, 2))
+        return ops.reshape(y, (-1, frames, self.filters)) + self.bias
 
     def _hops(self, x, count):
         """`(groups, batch, count, strides * channels / groups)`, padded."""
@@ -76,20 +76,16 @@ class GroupedConv1D(keras.layers.Layer):
         x = ops.transpose(x, (3, 0, 1, 2, 4))
         return ops.reshape(x, (self.groups, -1, count, self.strides * width))
 
-    def _taps(self, reach):
-        """`(reach, groups, 1, strides * channels / groups, filters / groups)`:
-        the part of the kernel that meets each hop of a frame."""
-        size, width, filters = self.kernel.shape
-        missing = reach * self.strides - size
-        kernel = ops.pad(self.kernel, [[0, missing], [0, 0], [0, 0]])
+    def _grouped_kernel(self, size):
+        """`(groups, size, filters / groups)`, zeros after the kernel's end."""
+        taps, width, filters = self.kernel.shape
+        kernel = ops.pad(
+            self.kernel, [[0, size // width - taps], [0, 0], [0, 0]]
+        )
         out = filters // self.groups
-        kernel = ops.reshape(
-            kernel, (reach, self.strides, width, self.groups, out)
-        )
-        kernel = ops.transpose(kernel, (0, 3, 1, 2, 4))
-        return ops.reshape(
-            kernel, (reach, self.groups, 1, self.strides * width, out)
-        )
+        kernel = ops.reshape(kernel, (-1, width, self.groups, out))
+        kernel = ops.transpose(kernel, (2, 0, 1, 3))
+        return ops.reshape(kernel, (self.groups, size, out))
 
     def compute_output_shape(self, input_shape):
         batch, time, _ = input_shape
