@@ -209,7 +209,7 @@ class DecoderBlock(keras.layers.Layer):
             cache: keys and values, each `(batch, heads, length, head_dim)`.
             index: scalar int32.
             bias: `(batch, heads or 1, 1, length)`, masking what is ahead.
-            times: `(1,)` or `None`.
+            times: `(batch, 1)` or `None`.
         """
         q, k, v = self._project(x, times)
         start = (0, 0, index, 0)
@@ -418,7 +418,7 @@ class StageBackbone(keras.Model):
             caches.append(cache)
         return caches
 
-    def step(self, token_id, caches, index, mask, times=None):
+    def step(self, token_id, caches, index, mask, distances, time=None):
         """The hidden state of one more token.
 
         Args:
@@ -426,23 +426,37 @@ class StageBackbone(keras.Model):
             caches: from `prefill`, or the last step.
             index: scalar int32.
             mask: `(batch, length)` bool, false where a token is padding.
-            times: NumPy `(length,)`, for rotary positions.
+            distances: from `distance_bias` of the caches' length.
+            time: `(batch, 1)`, for rotary positions.
 
         Returns:
             `(batch, hidden_dim)`, and the new caches.
         """
         x = self.token_embedding(token_id)
-        length = caches[0][0].shape[2]
-        bias = self._step_bias(index, mask, length)
-        if self.position == "rotary":
-            times = ops.take(ops.convert_to_tensor(times), index)[None]
-        else:
-            times = None
+        length = mask.shape[1]
+        row = ops.slice(
+            distances, (0, length - 1 - index), (distances.shape[0], length)
+        )
+        bias = ops.where(mask[:, None, None], row[None, :, None], MASKED)
+        time = self._times(time)
         new = []
         for block, cache in zip(self.blocks, caches, strict=True):
-            x, cache = block.step(x, cache, index, bias, times)
+            x, cache = block.step(x, cache, index, bias, time)
             new.append(cache)
         return self.final_norm(x)[:, 0], new
+
+    def distance_bias(self, length):
+        """What the tokens of a sequence add to each other's scores.
+
+        Returns:
+            `(heads or 1, 2 * length)`. The `length` entries from `length - 1
+            - index` on are for the token at `index`, and mask what is ahead.
+        """
+        behind = ops.zeros((1, length))
+        if self.position == "relative":
+            behind = ops.flip(self.relative_bias.by_distance(length), axis=1)
+        ahead = ops.full((behind.shape[0], length), MASKED)
+        return ops.concatenate([behind, ahead], axis=1)
 
     def _times(self, times):
         return times if self.position == "rotary" else None
@@ -457,17 +471,6 @@ class StageBackbone(keras.Model):
             bias = bias + MASKED * padding[:, None, None, :]
         if self.position == "relative":
             bias = bias + self.relative_bias(length=length)[None]
-        return bias
-
-    def _step_bias(self, index, mask, length):
-        """The row of `_bias` for the token at `index`."""
-        seen = ops.logical_and(ops.arange(length) <= index, mask)
-        bias = ops.where(seen, 0.0, MASKED)[:, None, None, :]
-        if self.position == "relative":
-            values = self.relative_bias.by_distance(length)
-            distance = ops.maximum(index - ops.arange(length), 0)
-            row = ops.take(values, distance, axis=1)  # (heads, length)
-            bias = bias + row[None, :, None, :]
         return bias
 
     def get_config(self):

@@ -5,8 +5,9 @@ import numpy as np
 from keras import ops
 
 from keras_audiolm.language_model.backbone import StageBackbone
+from keras_audiolm.language_model.decoding import Decoder
 from keras_audiolm.language_model.layout import PADDING, TokenLayout
-from keras_audiolm.layers.compiled import CompiledFunction
+from keras_audiolm.language_model.sampling import Sampling
 from keras_audiolm.layers.initializers import RandomNormal
 
 
@@ -75,7 +76,7 @@ class StageLM(keras.Model):
         self.backbone = backbone
         self.crop_duration = crop_duration
         self.accuracy = keras.metrics.Mean(name="accuracy")
-        self._generate = CompiledFunction(self, self._generate_frames)
+        self._decode = Decoder(self)
 
     def build(self, input_shape=None):
         # A backbone that comes from a configuration may be built already.
@@ -130,29 +131,20 @@ class StageLM(keras.Model):
 
     # === Generation ===
 
-    def generate(
-        self,
-        codes,
-        num_frames,
-        temperature=1.0,
-        top_k=None,
-        top_p=None,
-        seed=None,
-    ):
+    def generate(self, codes, num_frames, seed=None, **sampling):
         """Samples the predicted segment frame by frame.
 
         Args:
             codes: dictionary of NumPy int `(batch, frames, levels)`: all
                 conditioning segments, and under the predicted segment's name
-                its prompt, if there is one.
+                its prompt, if there is one. Prompts of different lengths end
+                together, with -1 before the shorter ones.
             num_frames: int. Frames of the predicted segment in the result,
                 prompt included.
-            temperature: float. `0` always takes the most likely code.
-            top_k: int, optional. Only the `k` likeliest codes are drawn.
-            top_p: float in (0, 1], optional. Only the likeliest codes whose
-                probabilities add up to `p` are drawn.
             seed: int or tuple of int, optional. The same seed gives the same
                 codes. Row `i` of a batch depends on the seed and `i` alone.
+            **sampling: `temperature`, `top_k`, `top_p` and
+                `repetition_penalty`, as of `Sampling`.
 
         Returns:
             NumPy int32 `(batch, num_frames, levels)`, the prompt first.
@@ -161,33 +153,23 @@ class StageLM(keras.Model):
             ValueError: on codes that do not fit the layout, no conditioning,
                 or sampling settings out of range.
         """
-        check_sampling(temperature, top_k, top_p)
+        sampling = Sampling(**sampling)
         self._check(codes, num_frames)
         self.build()
-        buffers, prompt_frames = self._windows(codes, num_frames)
+        codes = self._windows(codes)
         name = self.layout.predicted.name
-        if prompt_frames >= num_frames:
-            return buffers[name][:, :num_frames]
-        batch, frames, levels = buffers[name].shape
-        noise = gumbel_noise(
-            batch,
-            frames * levels,
-            self.layout.predicted.codebook_size,
-            seed,
-            skip=prompt_frames * levels,
-        )
-        size = self.layout.predicted.codebook_size
-        generated = self._generate(
-            buffers,
-            noise,
-            np.array([prompt_frames, num_frames], "int32"),
-            np.float32(temperature),
-            # Out of reach unless asked for, so that one program serves all.
-            np.int32(min(top_k or size, size)),
-            np.float32(top_p or 1.0),
-            np.zeros(int(bool(top_k or top_p)), "int32"),
-        )
-        return ops.convert_to_numpy(generated)[:, :num_frames]
+        prompt = codes[name][:, :num_frames]
+        new = num_frames - prompt.shape[1]
+        if new < 1:
+            return prompt
+        made = self._decode({**codes, name: prompt}, new, sampling, seed)
+        return np.concatenate([prompt, made], axis=1)
+
+    def logits_at(self, hidden, level):
+        """`(batch, hidden_dim)` to `(batch, codebook_size)` of one level."""
+        head = ops.cast(ops.take(self.head, level, axis=0), hidden.dtype)
+        logits = ops.matmul(hidden, ops.transpose(head))
+        return ops.cast(logits, "float32")
 
     def _check(self, codes, num_frames):
         if num_frames < 1:
@@ -196,97 +178,48 @@ class StageLM(keras.Model):
             )
         self.layout.check(codes)
         batches = {name: len(block) for name, block in codes.items()}
-        if len(set(batches.values())) > 1:
+        if len(set(batches.values())) > 1 or 0 in batches.values():
             raise ValueError(
-                f"All codes must have the same batch size. Received: {batches}"
+                "All codes must have the same batch size, one or more. "
+                f"Received: {batches}"
             )
         name = self.layout.predicted.name
-        if np.any(np.asarray(codes.get(name, 0)) == PADDING):
+        if name in codes and has_gap(np.asarray(codes[name]) == PADDING):
             raise ValueError(
-                f"The {name} prompt must be whole. It holds -1, which stands "
-                "for frames that are not there; cut them off."
+                f"A {name} prompt may hold -1, which stands for frames that "
+                "are not there, before its first frame alone. Cut them off."
             )
 
-    def _windows(self, codes, num_frames):
-        """Every segment padded to its window, so that shapes stay the same."""
+    def _windows(self, codes):
+        """All segments; those told are padded to their window.
+
+        Shapes, and the distances that the model knows from its training,
+        stay the same.
+        """
         batch = max([len(block) for block in codes.values()], default=1)
-        buffers = {}
+        whole = {}
         for segment in self.layout.segments:
-            predicted = segment == self.layout.predicted
+            told = segment != self.layout.predicted
             block = codes.get(segment.name)
             if block is None:
-                if not predicted:
+                if told:
                     raise ValueError(
                         f"The {segment.name!r} codes that this stage is "
                         f"conditioned on are missing. Received: {list(codes)}"
                     )
                 block = np.zeros((batch, 0, segment.levels), "int32")
-            block = np.asarray(block)[:, : num_frames if predicted else None]
-            window = self.window_frames(segment)
-            total = max(window, num_frames if predicted else block.shape[1])
-            buffer = np.full((batch, total, segment.levels), PADDING, "int32")
-            buffer[:, : block.shape[1]] = block
-            buffers[segment.name] = buffer
-        return buffers, block.shape[1]
+            block = np.asarray(block, "int32")
+            missing = self.window_frames(segment) - block.shape[1]
+            whole[segment.name] = np.pad(
+                block,
+                [(0, 0), (0, max(missing, 0) if told else 0), (0, 0)],
+                constant_values=PADDING,
+            )
+        return whole
 
     def window_frames(self, segment):
         """Frames of a segment in a window of `crop_duration`."""
         return max(round(self.crop_duration * segment.frame_rate), 1)
-
-    def _generate_frames(
-        self, buffers, noise, span, temperature, top_k, top_p, truncate
-    ):
-        """Fills the predicted segment's frames `span[0] .. span[1]`.
-
-        Args:
-            buffers: dictionary of `(batch, frames, levels)` int32, -1 where
-                nothing is known.
-            noise: `(batch, frames * levels, codebook_size)` float32 Gumbel.
-            truncate: `(0,)` or `(1,)`: whether top_k and top_p do anything,
-                as a shape, which the compiler sees.
-        """
-        layout, backbone = self.layout, self.backbone
-        segment = layout.predicted
-        times = layout.times(
-            [buffers[s.name].shape[1] for s in layout.segments]
-        )
-        token_ids = layout.flatten(buffers)
-        batch, length = token_ids.shape
-        count = noise.shape[1]
-        first = length - count - 1  # where the predicted segment starts
-        # What is generated is never padding.
-        known = token_ids != layout.pad_id
-        mask = ops.logical_or(known, ops.arange(length)[None] > first)
-        offsets = ops.convert_to_tensor(layout.offsets(segment.name))
-
-        caches = backbone.prefill(token_ids, times)
-        begin, end = span[0] * segment.levels, span[1] * segment.levels
-        token = ops.take(token_ids, first + begin, axis=1)[:, None]
-        codes = ops.reshape(buffers[segment.name], (batch, count))
-
-        def go_on(step, *_):
-            return step < end
-
-        def add_token(step, token, codes, caches):
-            hidden, caches = backbone.step(
-                token, caches, first + step, mask, times
-            )
-            level = ops.mod(step, segment.levels)
-            head = ops.cast(ops.take(self.head, level, axis=0), hidden.dtype)
-            logits = ops.matmul(hidden, ops.transpose(head))
-            logits = ops.cast(logits, "float32")  # (batch, codebook_size)
-            if truncate.shape[0]:
-                logits = cut_tail(logits, temperature, top_k, top_p)
-            row = ops.take(noise, step, axis=1)
-            code = ops.argmax(logits + temperature * row, axis=-1)
-            code = ops.cast(code, "int32")[:, None]  # (batch, 1)
-            codes = ops.slice_update(codes, (0, step), code)
-            return step + 1, code + ops.take(offsets, level), codes, caches
-
-        _, _, codes, _ = ops.while_loop(
-            go_on, add_token, (begin, token, codes, caches)
-        )
-        return ops.reshape(codes, (batch, -1, segment.levels))
 
     def get_config(self):
         return {
@@ -306,60 +239,11 @@ class StageLM(keras.Model):
         return cls(**config)
 
 
-def check_sampling(temperature, top_k, top_p):
-    """Raises `ValueError` for sampling settings that mean nothing."""
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(
-            f"`temperature` must be zero or more. Received: {temperature}"
-        )
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"`top_k` must be 1 or more. Received: {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(
-            f"`top_p` must be above 0 and at most 1. Received: {top_p}"
-        )
-
-
-def gumbel_noise(batch, steps, size, seed, skip=0):
-    """Noise whose argmax with logits samples their softmax.
-
-    Drawn by NumPy, so that one seed gives the same codes on every backend.
-
-    Args:
-        skip: int. The first steps are not drawn (they are the prompt's).
-
-    Returns:
-        `(batch, steps, size)` float32.
-    """
-    if seed is None:
-        seed = np.random.SeedSequence().entropy
-    seed = seed if isinstance(seed, tuple) else (seed,)
-    if min(seed) < 0:
-        raise ValueError(f"`seed` must be zero or more. Received: {seed}")
-    noise = np.zeros((batch, steps, size), "float32")
-    for row in range(batch):
-        generator = np.random.Generator(np.random.SFC64([*seed, row]))
-        noise[row, skip:] = -np.log(
-            generator.standard_exponential(
-                (steps - skip, size), dtype="float32"
-            )
-            + np.float32(1e-30)
-        )
-    return noise
-
-
-def cut_tail(logits, temperature, top_k, top_p):
-    """Logits with those outside of the top `k` and of the top `p` removed.
-
-    Args:
-        logits: `(batch, size)` float32.
-        temperature, top_k, top_p: scalars.
-    """
-    ordered = ops.flip(ops.sort(logits, axis=-1), axis=-1)
-    scaled = ordered / ops.maximum(temperature, 1e-6)
-    probability = ops.softmax(scaled, axis=-1)
-    before = ops.cumsum(probability, axis=-1) - probability
-    rank = ops.arange(logits.shape[-1])
-    kept = ops.logical_and(before < top_p, rank < top_k)
-    lowest = ops.min(ops.where(kept, ordered, float("inf")), axis=-1)
-    return ops.where(logits < lowest[:, None], float("-inf"), logits)
+def has_gap(absent):
+    """Whether anything of `(batch, frames, levels)` is absent after the start
+    of a row, or in a part of a frame."""
+    frames = absent.any(axis=2)
+    return bool(
+        (frames != absent.all(axis=2)).any()
+        or (frames[:, 1:] & ~frames[:, :-1]).any()
+    )

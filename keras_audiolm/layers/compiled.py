@@ -24,6 +24,11 @@ class CompiledFunction:
     Args:
         model: keras.Model or Layer whose variables the function reads.
         function: callable of tensors (or nested structures of them).
+
+    Call arguments:
+        *args: arrays, or nested structures of them.
+        **static: ints, bools or strings, known when the function is traced;
+            another value is another trace.
     """
 
     def __init__(self, model, function):
@@ -34,7 +39,7 @@ class CompiledFunction:
         if backend == "jax":
             import jax
 
-            self._run = jax.jit(self._stateless)
+            self._run = jax.jit(self._stateless, static_argnums=2)
         elif backend == "tensorflow":
             import tensorflow as tf
 
@@ -42,26 +47,27 @@ class CompiledFunction:
         else:
             self._run = self._traced
 
-    def __call__(self, *args):
+    def __call__(self, *args, **static):
         args = keras.tree.map_structure(keras.ops.convert_to_tensor, args)
         backend = keras.backend.backend()
         if backend == "jax":
             values = [v.value for v in self.model.variables]
-            return self._run(values, args)
+            return self._run(values, args, tuple(sorted(static.items())))
         if backend == "torch":
             import torch
 
             with torch.no_grad():
-                return self._run(*args)
+                return self._run(*args, **static)
         # One trace a shape is what is wanted, and calling `_run` itself would
         # warn of them, all models counted together.
-        return self._run.get_concrete_function(*args)(*args)
+        run = self._run.get_concrete_function(*args, **static)
+        return run(*args)
 
-    def _traced(self, *args):
+    def _traced(self, *args, **static):
         self.num_traces += 1
-        return self.function(*args)
+        return self.function(*args, **static)
 
-    def _stateless(self, values, args):
+    def _stateless(self, values, args, static):
         mapping = zip(self.model.variables, values, strict=True)
         with keras.StatelessScope(state_mapping=mapping):
-            return self._traced(*args)
+            return self._traced(*args, **dict(static))

@@ -70,7 +70,12 @@ def compiled(model):
     def call(ids, times):
         return ops.cast(model(ids, times=times), "float32")
 
-    return CompiledFunction(model, call), CompiledFunction(model, model.step)
+    def step(token, caches, index, mask, times):
+        distances = model.distance_bias(mask.shape[1])
+        time = ops.take(times, index)[None, None]
+        return model.step(token, caches, index, mask, distances, time)
+
+    return CompiledFunction(model, call), CompiledFunction(model, step)
 
 
 def run(model, ids, times=None):

@@ -8,13 +8,15 @@ import pytest
 import scipy.stats
 from keras import ops
 
+from keras_audiolm.language_model import decoding
 from keras_audiolm.language_model.backbone import StageBackbone
 from keras_audiolm.language_model.layout import TokenLayout
-from keras_audiolm.language_model.stage_lm import (
-    StageLM,
+from keras_audiolm.language_model.sampling import (
     cut_tail,
     gumbel_noise,
+    row_generators,
 )
+from keras_audiolm.language_model.stage_lm import StageLM
 from keras_audiolm.layers.compiled import CompiledFunction
 
 LAYOUTS = {
@@ -110,11 +112,11 @@ def sample_slowly(lm, codes, num_frames, temperature, seed, **cut):
     codes = dict(codes)
     codes[segment.name] = np.full((batch, FRAMES, levels), -1, "int32")
     codes[segment.name][:, :known] = prompt
-    steps = FRAMES * levels
+    steps = (num_frames - known) * levels
     noise = gumbel_noise(
-        batch, steps, segment.codebook_size, seed, skip=known * levels
+        row_generators(batch, seed), steps, segment.codebook_size
     )
-    noise = noise.reshape(batch, FRAMES, levels, -1)
+    noise = noise.reshape(batch, num_frames - known, levels, -1)
     for frame in range(known, num_frames):
         for level in range(levels):
             logits = logits_of(lm, codes)[:, frame, level]
@@ -122,7 +124,7 @@ def sample_slowly(lm, codes, num_frames, temperature, seed, **cut):
                 scores = logits[row]
                 if cut:
                     scores = slow_cut(scores, temperature, **cut)
-                scores = scores + temperature * noise[row, frame, level]
+                scores = scores + temperature * noise[row, frame - known, level]
                 codes[segment.name][row, frame, level] = np.argmax(scores)
     return codes[segment.name][:, :num_frames]
 
@@ -302,35 +304,118 @@ def test_a_prompt_that_says_all_comes_back():
 
 
 @RUNS_COMPILED
-def test_one_program_serves_all_calls_of_a_shape():
-    lm = make("coarse")
-    first = lm.generate(codes_of("coarse"), FRAMES, temperature=0.0)
-    assert lm._generate.num_traces == 1
-    for prompt in (0, 1, 3):
-        for num_frames in (4, FRAMES):
-            codes = codes_of("coarse", prompt=prompt, seed=prompt)
-            lm.generate(codes, num_frames, temperature=0.3 + prompt, seed=1)
-    # Less conditioning has the same shape, too.
-    lm.generate({"semantic": codes["semantic"][:, :1]}, 3)
-    assert lm._generate.num_traces == 1
-    # New weights count.
-    for variable in lm.trainable_variables:
-        variable.assign(-variable)
-    assert np.any(
-        lm.generate(codes_of("coarse"), FRAMES, temperature=0.0) != first
-    )
-    assert lm._generate.num_traces == 1
+def test_one_program_a_bucket_serves_all_calls(monkeypatch):
+    monkeypatch.setattr(decoding, "SMALLEST_CACHE", 16)
+    lm = make("coarse", crop_duration=2.0)
+    # 28 tokens before the first code, room for a prompt of 8 frames included.
+    codes = codes_of("coarse", frames=20)
+
+    def traces(codes, num_frames, **settings):
+        lm.generate(codes, num_frames, **settings)
+        return lm._decode._start.num_traces, lm._decode._go_on.num_traces
+
+    # Caches of 32 tokens; of 32, 64 and 128; of all these again.
+    assert traces(codes, 2, temperature=0.0) == (1, 1)
+    assert traces(codes, 20, temperature=0.3) == (1, 3)
+    assert traces(codes, 18, seed=1) == (1, 3)
+    # Less conditioning and all prompts of 0 to 8 frames have the same shape.
+    assert traces({"semantic": codes["semantic"][:, :1]}, 20) == (1, 3)
+    for prompt in (1, 5, 8):
+        prompted = codes_of("coarse", prompt=prompt, frames=20)
+        assert traces(prompted, 20, seed=prompt) == (1, 3)
+    # A longer one does not fit the smallest cache.
+    prompted = codes_of("coarse", prompt=9, frames=20)
+    assert traces(prompted, 20) == (2, 3)
     # All settings of top_k and top_p share one as well.
     for settings in ({"top_k": 2}, {"top_k": 3}, {"top_p": 0.3}):
-        lm.generate(codes_of("coarse"), FRAMES, **settings)
-    assert lm._generate.num_traces == 2
+        assert traces(codes, 2, **settings) == (2, 4)
+    # New weights count.
+    first = lm.generate(codes, 20, temperature=0.0)
+    for variable in lm.trainable_variables:
+        variable.assign(-variable)
+    assert np.any(lm.generate(codes, 20, temperature=0.0) != first)
+    assert lm._decode.num_traces == 2 + 4
+
+
+# === Caches ===
+
+
+@MODELS
+def test_caches_that_grow_change_nothing(stage, position, monkeypatch):
+    lm, codes = make(stage, position), codes_of(stage, prompt=1)
+    whole = lm.generate(codes, FRAMES, seed=3)
+    monkeypatch.setattr(decoding, "SMALLEST_CACHE", 2)
+    monkeypatch.setattr(decoding, "MAX_STEPS", 3)
+    parts = make(stage, position).generate(codes, FRAMES, seed=3)
+    np.testing.assert_array_equal(parts, whole)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "length"), [(1, 256), (256, 256), (257, 512), (1025, 2048)]
+)
+def test_caches_double(tokens, length):
+    assert decoding.cache_length(tokens) == length
+
+
+# === Prompts of different lengths ===
+
+
+@MODELS
+def test_each_row_of_a_ragged_batch_is_its_prompt_alone(stage, position):
+    lm, new = shared(stage, position), 3
+    lengths = (3, 0, 2)
+    whole = codes_of(stage, prompt=3)
+    name = lm.layout.predicted.name
+    ragged = {**whole, name: whole[name].copy()}
+    for row, length in enumerate(lengths):
+        ragged[name][row, : 3 - length] = -1
+    result = lm.generate(ragged, 3 + new, temperature=0.0)
+    np.testing.assert_array_equal(result[:, :3], ragged[name])
+    for row, length in enumerate(lengths):
+        alone = {n: block[row : row + 1] for n, block in whole.items()}
+        alone[name] = whole[name][row : row + 1, 3 - length :]
+        expected = lm.generate(alone, length + new, temperature=0.0)
+        np.testing.assert_array_equal(result[row, 3 - length :], expected[0])
+
+
+# === Repetition ===
+
+
+def test_a_repetition_penalty_divides_the_odds_of_what_was_there():
+    lm = shared("coarse", "rotary")
+    codes = codes_of("coarse", prompt=2)
+    plain = lm.generate(codes, FRAMES, temperature=0.0)
+    same = lm.generate(
+        codes, FRAMES, temperature=0.0, repetition_penalty=1.0 + 1e-7
+    )
+    np.testing.assert_array_equal(same, plain)
+    # Four frames of one level have nothing twice, nor anything of the prompt,
+    # as far as five codes go.
+    strong = lm.generate(codes, FRAMES, temperature=0.0, repetition_penalty=1e9)
+    for row in strong:
+        for level in row.T:
+            assert len(set(level[:5])) == 5 - (level[0] == level[1])
+    # One frame, worked out by hand.
+    logits = logits_of(lm, {**codes, "coarse": strong})[:, 2, 0]
+    for row in range(BATCH):
+        scores = logits[row].copy()
+        scores[np.unique(codes["coarse"][row, :, 0])] -= math.log(3.0)
+        result = lm.generate(codes, 3, temperature=0.0, repetition_penalty=3.0)
+        assert result[row, 2, 0] == np.argmax(scores)
+
+
+def test_broken_weights_are_named():
+    lm = make("semantic")
+    lm.head.assign(np.full(lm.head.shape, np.nan))
+    with pytest.raises(ValueError, match=f"{lm.name}.*not finite"):
+        lm.generate(codes_of("semantic"), FRAMES)
 
 
 # === Random numbers ===
 
 
 def test_gumbel_noise_is_gumbel_noise():
-    noise = gumbel_noise(4, 500, 7, seed=0)
+    noise = gumbel_noise(row_generators(4, 0), 500, 7)
     assert noise.dtype == np.float32
     assert np.all(np.isfinite(noise))
     flat = noise.reshape(4, -1)
@@ -342,7 +427,7 @@ def test_gumbel_noise_is_gumbel_noise():
 
 def test_the_argmax_with_gumbel_noise_samples_the_softmax():
     logits = np.array([0.0, 1.0, -2.0, 0.5, 3.0])
-    noise = gumbel_noise(1, 20_000, 5, seed=1)[0]
+    noise = gumbel_noise(row_generators(1, 1), 20_000, 5)[0]
     for temperature in (0.6, 1.0, 3.0):
         draws = np.argmax(logits + temperature * noise, axis=-1)
         expected = np.exp(logits / temperature)
@@ -351,13 +436,14 @@ def test_the_argmax_with_gumbel_noise_samples_the_softmax():
         assert scipy.stats.chisquare(counts, expected).pvalue > 1e-3
 
 
-def test_noise_of_a_step_depends_on_seed_row_and_count_from_the_prompt():
-    noise = gumbel_noise(3, 20, 5, seed=2)
-    np.testing.assert_array_equal(gumbel_noise(1, 20, 5, 2), noise[:1])
-    np.testing.assert_array_equal(gumbel_noise(3, 8, 5, 2), noise[:, :8])
-    skipped = gumbel_noise(3, 20, 5, seed=2, skip=4)
-    np.testing.assert_array_equal(skipped[:, 4:], noise[:, :16])
-    assert np.any(noise != gumbel_noise(3, 20, 5, seed=(2, 2)))
+def test_noise_depends_on_seed_row_and_what_was_drawn_before():
+    noise = gumbel_noise(row_generators(3, 2), 20, 5)
+    one = gumbel_noise(row_generators(1, 2), 20, 5)
+    np.testing.assert_array_equal(one, noise[:1])
+    generators = row_generators(3, 2)
+    parts = [gumbel_noise(generators, steps, 5) for steps in (8, 12)]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), noise)
+    assert np.any(noise != gumbel_noise(row_generators(3, (2, 2)), 20, 5))
     assert np.any(noise[0] != noise[1])
 
 
@@ -444,6 +530,7 @@ def test_metrics_are_counted_once():
     ["relative", pytest.param("rotary", marks=pytest.mark.large)],
 )
 def test_a_pattern_is_learned_and_then_continued(position):
+    keras.utils.set_random_seed(0)
     # Row c is told c, and says c and the time.
     frames = np.arange(FRAMES)
     codes = {"semantic": np.zeros((5, FRAMES // 2, 1), "int32")}
@@ -543,6 +630,7 @@ def test_the_backbone_fits_the_layout():
         ({"top_p": 0.0}, "`top_p`.*0.0"),
         ({"top_p": 1.1}, "`top_p`.*1.1"),
         ({"top_p": float("nan")}, "`top_p`.*nan"),
+        ({"repetition_penalty": 0.0}, "`repetition_penalty`.*0.0"),
         ({"seed": -1}, "`seed`.*-1"),
         ({"num_frames": 0}, "`num_frames`.*0"),
         ({"num_frames": -3}, "`num_frames`.*-3"),
@@ -563,10 +651,22 @@ def test_settings_that_mean_nothing_are_refused(settings, message):
         ({"coarse": np.full((3, 2, 2), 5)}, "0 to 4.*5 to 5"),
         ({"coarse": np.full((3, 2, 3), 1)}, r"\(3, 2, 3\)"),
         ({"coarse": np.zeros((3, 2, 2))}, "integers.*float64"),
-        ({"coarse": np.full((3, 2, 2), -1)}, "prompt.*-1"),
+        ({"coarse": np.array([[[1, 1], [-1, -1]]] * 3)}, "prompt.*-1"),
+        ({"coarse": np.array([[[1, -1], [1, 1]]] * 3)}, "prompt.*-1"),
+        ({"semantic": np.zeros((0, 3, 1), int)}, "same batch.*one or more"),
         ({"coarse": np.zeros((2, 2, 2), int)}, "same batch.*2.*3|3.*2"),
     ],
-    ids=["missing", "foreign", "range", "levels", "float", "padding", "batch"],
+    ids=[
+        "missing",
+        "foreign",
+        "range",
+        "levels",
+        "float",
+        "gap",
+        "part",
+        "empty",
+        "batch",
+    ],
 )
 def test_codes_that_do_not_fit_are_refused(change, message):
     codes = {**codes_of("coarse", prompt=2), **change}
