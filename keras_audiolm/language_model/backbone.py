@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_audiolm.layers.compiled import has_slow_batched_products
 from keras_audiolm.layers.initializers import GlorotUniform, RandomNormal
 from keras_audiolm.layers.rotary import apply_rotary
 
@@ -14,6 +15,8 @@ MASKED = -1e9
 # Queries that attend at once in a whole sequence. What lies ahead of a block
 # of them is never computed, and its scores fit in a processor's cache.
 QUERY_BLOCK = 256
+# Of a single token, rows times heads that attend one by one.
+MAX_PRODUCTS = 32
 
 
 def relative_buckets(length, num_buckets, max_distance):
@@ -215,7 +218,7 @@ class DecoderBlock(keras.layers.Layer):
         start = (0, 0, index, 0)
         keys = ops.slice_update(cache[0], start, k)
         values = ops.slice_update(cache[1], start, v)
-        x = x + self._attend(q, keys, values, bias)
+        x = x + self._attend_once(q, keys, values, bias)
         return x + self._feed_forward(x), (keys, values)
 
     def _project(self, x, times):
@@ -246,6 +249,29 @@ class DecoderBlock(keras.layers.Layer):
             for start, end in zip([0, *ends], ends, strict=False)
         ]
         return ops.concatenate(parts, axis=1)
+
+    def _attend_once(self, q, k, v, bias):
+        """`_attend` of one token."""
+        rows, heads = q.shape[0], self.num_heads
+        if not has_slow_batched_products() or rows * heads > MAX_PRODUCTS:
+            return self._attend(q, k, v, bias)
+        q = q * (self.hidden_dim // heads) ** -0.5
+        bias = ops.broadcast_to(bias, (rows, heads, 1, k.shape[2]))
+        mixed = [
+            self._mix(q[row, head], k[row, head], v[row, head], bias[row, head])
+            for row in range(rows)
+            for head in range(heads)
+        ]
+        mixed = ops.reshape(
+            ops.concatenate(mixed, axis=1), (rows, 1, self.hidden_dim)
+        )
+        return self.attention_output(mixed)
+
+    def _mix(self, q, k, v, bias):
+        """One head of one row: `(1, head_dim)`."""
+        scores = ops.matmul(q, ops.transpose(k))
+        scores = ops.cast(scores, "float32") + bias
+        return ops.matmul(ops.cast(ops.softmax(scores, axis=-1), v.dtype), v)
 
     def _attend(self, q, k, v, bias):
         scale = (self.hidden_dim // self.num_heads) ** -0.5

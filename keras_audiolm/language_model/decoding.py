@@ -230,9 +230,10 @@ class Decoder:
 
 
 def with_room(prompt):
-    """A prompt with frames of -1 before it, up to one of few lengths."""
+    """A prompt with frames of -1 before it, up to one of few lengths, none of
+    which is zero: what is known is never a single token."""
     frames = prompt.shape[1]
-    missing = padded_frames(max(frames, 1)) - frames
+    missing = padded_frames(frames) - frames if frames else 1
     return np.pad(
         prompt, [(0, 0), (missing, 0), (0, 0)], constant_values=PADDING
     )

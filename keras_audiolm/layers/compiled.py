@@ -13,6 +13,16 @@ def padded_frames(frames):
     return -(-frames // step) * step
 
 
+def has_slow_batched_products():
+    """Whether products of a batch of small matrices are slower than as many
+    single ones: XLA on a processor calls no library for them."""
+    if keras.backend.backend() != "jax":
+        return False
+    import jax
+
+    return jax.default_backend() == "cpu"
+
+
 class CompiledFunction:
     """Runs `function(*args)`, which reads `model`'s variables, compiled.
 

@@ -307,34 +307,30 @@ def test_a_prompt_that_says_all_comes_back():
 def test_one_program_a_bucket_serves_all_calls(monkeypatch):
     monkeypatch.setattr(decoding, "SMALLEST_CACHE", 16)
     lm = make("coarse", crop_duration=2.0)
-    # 28 tokens before the first code, room for a prompt of 8 frames included.
-    codes = codes_of("coarse", frames=20)
+    codes = codes_of("coarse", frames=20)  # 14 tokens before the first code
 
     def traces(codes, num_frames, **settings):
         lm.generate(codes, num_frames, **settings)
         return lm._decode._start.num_traces, lm._decode._go_on.num_traces
 
-    # Caches of 32 tokens; of 32, 64 and 128; of all these again.
-    assert traces(codes, 2, temperature=0.0) == (1, 1)
+    # Caches of 16 tokens and of 32; of 64, too; of all these again.
+    assert traces(codes, 3, temperature=0.0) == (1, 2)
     assert traces(codes, 20, temperature=0.3) == (1, 3)
     assert traces(codes, 18, seed=1) == (1, 3)
-    # Less conditioning and all prompts of 0 to 8 frames have the same shape.
+    # Less conditioning has the same shape, and so have prompts of 1 to 8.
     assert traces({"semantic": codes["semantic"][:, :1]}, 20) == (1, 3)
     for prompt in (1, 5, 8):
         prompted = codes_of("coarse", prompt=prompt, frames=20)
-        assert traces(prompted, 20, seed=prompt) == (1, 3)
-    # A longer one does not fit the smallest cache.
-    prompted = codes_of("coarse", prompt=9, frames=20)
-    assert traces(prompted, 20) == (2, 3)
+        assert traces(prompted, 18, seed=prompt) == (2, 3)
     # All settings of top_k and top_p share one as well.
     for settings in ({"top_k": 2}, {"top_k": 3}, {"top_p": 0.3}):
-        assert traces(codes, 2, **settings) == (2, 4)
+        assert traces(codes, 3, **settings) == (2, 5)
     # New weights count.
     first = lm.generate(codes, 20, temperature=0.0)
     for variable in lm.trainable_variables:
         variable.assign(-variable)
     assert np.any(lm.generate(codes, 20, temperature=0.0) != first)
-    assert lm._decode.num_traces == 2 + 4
+    assert lm._decode.num_traces == 2 + 5
 
 
 # === Caches ===
