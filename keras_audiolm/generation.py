@@ -4,9 +4,16 @@ Time is counted in units here: the shortest stretch that holds whole semantic
 and whole acoustic frames (40 ms at the paper's rates).
 """
 
+import dataclasses
 import math
+from collections import namedtuple
 
 import numpy as np
+
+from keras_audiolm.language_model.layout import PADDING
+from keras_audiolm.language_model.sampling import Sampling
+
+Tokens = namedtuple("Tokens", ["semantic", "acoustic"])
 
 # Seconds that a window shares with the one before it.
 WINDOW_OVERLAP = 3.0
@@ -14,22 +21,41 @@ WINDOW_OVERLAP = 3.0
 TEMPERATURES = {"semantic": 0.6, "coarse": 0.8, "fine": 0.6}
 
 
-def per_stage(name, value, default):
-    """A number for all stages, or a dictionary for some, as one for all.
+def by_stage(settings):
+    """Settings of `Sampling` as each stage takes them.
+
+    Args:
+        settings: dictionary by name (`temperature`, ...) of a value for all
+            stages, or of a dictionary for some.
+
+    Returns:
+        Dictionary by stage of dictionaries by name.
 
     Raises:
-        ValueError: if a dictionary names a stage that does not exist.
+        TypeError: on a name that does not exist.
+        ValueError: on a stage that does not exist.
     """
-    if not isinstance(value, dict):
-        value = {} if value is None else dict.fromkeys(TEMPERATURES, value)
-    for stage in value:
-        if stage not in TEMPERATURES:
-            raise ValueError(
-                f"`{name}` names a stage {stage!r}. Stages are "
-                f"{', '.join(TEMPERATURES)}."
+    names = [field.name for field in dataclasses.fields(Sampling)]
+    stages = {stage: {"temperature": t} for stage, t in TEMPERATURES.items()}
+    for name, value in settings.items():
+        if name not in names:
+            raise TypeError(
+                f"There is no argument {name!r} of generation. Those of "
+                f"sampling are {', '.join(names)}."
             )
-    given = {stage: v for stage, v in value.items() if v is not None}
-    return {stage: given.get(stage, default[stage]) for stage in TEMPERATURES}
+        if not isinstance(value, dict):
+            value = dict.fromkeys(TEMPERATURES, value)
+        for stage, one in value.items():
+            if stage not in TEMPERATURES:
+                raise ValueError(
+                    f"`{name}` names a stage {stage!r}. Stages are "
+                    f"{', '.join(TEMPERATURES)}."
+                )
+            if one is not None:
+                stages[stage][name] = one
+    for settings in stages.values():
+        Sampling(**settings)  # refuses values that mean nothing
+    return stages
 
 
 class Cascade:
@@ -40,10 +66,11 @@ class Cascade:
             `None`.
         unit: `(semantic frames, acoustic frames)` of a unit.
         unit_duration: float. Seconds of a unit.
-        sampling: dictionary by stage of dictionaries of `temperature`,
-            `top_k` and `top_p`.
+        sampling: dictionary by stage of dictionaries of what
+            `StageLM.generate` takes.
         seed: int or `None`.
-        progress: callable that is told what is done, or `None`.
+
+    `progress` is called with what is done next.
     """
 
     def __init__(
@@ -55,7 +82,6 @@ class Cascade:
         unit_duration,
         sampling,
         seed=None,
-        progress=None,
     ):
         self.semantic_lm = semantic_lm
         self.coarse_lm = coarse_lm
@@ -63,7 +89,7 @@ class Cascade:
         self.unit = unit
         self.unit_duration = unit_duration
         self.sampling = sampling
-        self.progress = progress or (lambda message: None)
+        self.progress = lambda message: None
         if seed is not None and seed < 0:
             raise ValueError(f"`seed` must be zero or more. Received: {seed}")
         if seed is None:
@@ -71,65 +97,67 @@ class Cascade:
         self.seed = seed
         self.draws = 0
 
-    def semantic(self, prompt, units):
-        """Continues semantic tokens to `units`.
+    def continuation(self, prompt, units):
+        """What follows a prompt, a window of the coarse stage at a time.
+
+        Each stage goes no further than the next one needs, and what no
+        window will see again is forgotten: memory does not grow with time.
 
         Args:
-            prompt: `(batch, frames)` int32, maybe without frames.
-            units: int. Length of the result.
+            prompt: `Tokens` of whole units, maybe of none. Semantic tokens
+                may go on after the acoustic ones; they are then kept. Of
+                prompts of different lengths the shorter ones begin with -1.
+            units: int, or infinity. Where it ends, prompt included.
 
-        Returns:
-            `(batch, units * unit[0])` int32.
+        Yields:
+            `Tokens` of new units, `(batch, frames)` and `(batch, frames,
+            levels)` int32.
         """
-        self.progress("semantic tokens")
-        step = self.unit[0]
-        known = prompt[..., None]
+        levels = self.coarse_lm.layout.predicted.levels
+        semantic = Track(prompt.semantic[..., None], self.unit[0])
+        coarse = Track(prompt.acoustic[..., :levels], self.unit[1])
+        while coarse.end < units:
+            known = coarse.end
+            start, stop = self.window(self.coarse_lm, known, units)
+            while semantic.end < stop:
+                self.progress("semantic tokens")
+                self._extend("semantic", self.semantic_lm, semantic, units)
+            self.progress("coarse acoustic tokens")
+            told = {"semantic": from_start(semantic.between(start, stop))}
+            self._extend("coarse", self.coarse_lm, coarse, units, told)
+            acoustic = coarse.between(known, stop)
+            if self.fine_lm is not None:
+                self.progress("fine acoustic tokens")
+                fine = self._fine(acoustic)
+                acoustic = np.concatenate([acoustic, fine], axis=-1)
+            yield Tokens(semantic.between(known, stop)[..., 0], acoustic)
+            later = self.window(self.coarse_lm, stop, units)[0]
+            coarse.forget(later)
+            again = self.window(self.semantic_lm, semantic.end, units)[0]
+            semantic.forget(min(later, again))
 
-        def extend(start, stop):
-            return self._sample(
-                "semantic",
-                self.semantic_lm,
-                {"semantic": known[:, start * step : stop * step]},
-                (stop - start) * step,
-            )
+    def window(self, lm, known, units):
+        """The units that a stage's next call spans, from `start` to `stop`.
 
-        for start, stop in self._windows(
-            self.semantic_lm, known.shape[1] // step, units
-        ):
-            made = extend(start, stop)
-            known = np.concatenate([known[:, : start * step], made], axis=1)
-        return known[:, : units * step, 0]
-
-    def coarse(self, semantic, prompt, units):
-        """Continues the coarse levels, given all semantic tokens.
-
-        Args:
-            semantic: `(batch, units * unit[0])` int32.
-            prompt: `(batch, frames, levels)` int32, maybe without frames.
-            units: int. Length of the result.
-
-        Returns:
-            `(batch, units * unit[1], levels)` int32.
+        A stretch that fits the stage's window takes one; a longer one goes on
+        in windows that share their first seconds with what is known.
         """
-        self.progress("coarse acoustic tokens")
-        s, a = self.unit
-        known = prompt
-        for start, stop in self._windows(
-            self.coarse_lm, known.shape[1] // a, units
-        ):
-            made = self._sample(
-                "coarse",
-                self.coarse_lm,
-                {
-                    "semantic": semantic[:, start * s : stop * s, None],
-                    "coarse": known[:, start * a : stop * a],
-                },
-                (stop - start) * a,
-            )
-            known = np.concatenate([known[:, : start * a], made], axis=1)
-        return known[:, : units * a]
+        window = max(round(lm.crop_duration / self.unit_duration), 2)
+        overlap = round(WINDOW_OVERLAP / self.unit_duration)
+        overlap = min(overlap, window // 2)
+        start = 0 if units <= window else max(0, known - overlap)
+        return start, min(start + window, units)
 
-    def fine(self, coarse):
+    def _extend(self, stage, lm, track, units, told=None):
+        """Samples one window of a stage."""
+        known = track.end
+        start, stop = self.window(lm, known, units)
+        prompt = track.between(start, known)
+        codes = {**(told or {}), lm.layout.predicted.name: prompt}
+        made = self._sample(stage, lm, codes, (stop - start) * track.step)
+        track.append(made[:, prompt.shape[1] :])
+
+    def _fine(self, coarse):
         """The fine levels of coarse tokens, in chunks that run as one batch.
 
         Args:
@@ -138,12 +166,11 @@ class Cascade:
         Returns:
             `(batch, frames, fine levels)` int32.
         """
-        self.progress("fine acoustic tokens")
         lm = self.fine_lm
         chunk = lm.window_frames(lm.layout.predicted)
         batch, frames, levels = coarse.shape
         chunks = math.ceil(frames / chunk)
-        padded = np.full((batch, chunks * chunk, levels), -1, "int32")
+        padded = np.full((batch, chunks * chunk, levels), PADDING, "int32")
         padded[:, :frames] = coarse
         made = self._sample(
             "fine",
@@ -154,21 +181,6 @@ class Cascade:
         made = made.reshape(batch, chunks * chunk, -1)
         return made[:, :frames]
 
-    def _windows(self, lm, known, units):
-        """The `(start, stop)` units of each call that a stretch takes.
-
-        A stretch that fits the stage's window takes one; a longer one goes on
-        in windows that share their first seconds with what is known.
-        """
-        window = max(round(lm.crop_duration / self.unit_duration), 2)
-        overlap = round(WINDOW_OVERLAP / self.unit_duration)
-        overlap = min(overlap, window // 2)
-        while known < units:
-            start = 0 if units <= window else max(0, known - overlap)
-            stop = min(start + window, units)
-            yield start, stop
-            known = stop
-
     def _sample(self, stage, lm, codes, frames):
         self.draws += 1
         return lm.generate(
@@ -177,3 +189,104 @@ class Cascade:
             **self.sampling[stage],
             seed=(self.seed, self.draws),
         )
+
+
+class Track:
+    """The codes of a stretch of time, from `start` to `end` units.
+
+    Args:
+        codes: `(batch, frames, levels)` int32, whole units.
+        step: int. Frames of a unit.
+    """
+
+    def __init__(self, codes, step):
+        self.codes = codes
+        self.step = step
+        self.start = 0
+
+    @property
+    def end(self):
+        return self.start + self.codes.shape[1] // self.step
+
+    def between(self, start, stop):
+        """The codes of the units `start .. stop`, those there are of them."""
+        first, last = (
+            (unit - self.start) * self.step for unit in (start, stop)
+        )
+        return self.codes[:, first:last]
+
+    def append(self, codes):
+        self.codes = np.concatenate([self.codes, codes], axis=1)
+
+    def forget(self, unit):
+        """Keeps what stands at `unit` and after."""
+        self.codes = self.between(unit, self.end)
+        self.start = unit
+
+
+def from_start(codes):
+    """Codes whose rows begin at once, with the -1 before them at the end."""
+    absent = (codes[..., 0] == PADDING).sum(axis=1, keepdims=True)
+    places = (np.arange(codes.shape[1]) + absent) % max(codes.shape[1], 1)
+    return np.take_along_axis(codes, places[..., None], axis=1)
+
+
+class Player:
+    """Turns tokens to audio piece by piece, without a seam.
+
+    Args:
+        codec: any codec; one without `decode_step` can play a single piece.
+        prompt: acoustic tokens `(batch, frames, levels)` int32 that stand
+            before the first piece, -1 where shorter rows have none.
+    """
+
+    def __init__(self, codec, prompt):
+        self.codec = codec
+        self.prompt = prompt
+        absent = (prompt[..., 0] == PADDING).sum(axis=1)
+        # Rows of one length run together: a decoder that starts has heard
+        # nothing, which is not the same as tokens that are not there.
+        self.groups = [
+            (np.flatnonzero(absent == count), count)
+            for count in np.unique(absent)
+        ]
+        self.states = [None] * len(self.groups)
+
+    def play(self, acoustic, last):
+        """The audio of the next tokens.
+
+        Args:
+            acoustic: `(batch, frames, levels)` int32.
+            last: bool. Whether nothing follows.
+
+        Returns:
+            `(batch, samples)` float32, without the prompt. What is not the
+            last comes `codec.delay` samples late.
+        """
+        audio = {}
+        for group, (rows, absent) in enumerate(self.groups):
+            codes, state = acoustic[rows], self.states[group]
+            if state is None:
+                prompt = self.prompt[rows, absent:]
+                part, state = self._begin(prompt, codes, last)
+            else:
+                part, state = self._go_on(codes, state, last)
+            self.states[group] = state
+            audio.update(zip(rows.tolist(), part, strict=True))
+        return np.stack([audio[row] for row in range(len(acoustic))])
+
+    def _begin(self, prompt, codes, last):
+        known = prompt.shape[1] * self.codec.hop_length
+        codes = np.concatenate([prompt, codes], axis=1)
+        if last:
+            return self.codec.decode(codes)[:, known:], None
+        state = self.codec.init_state(len(codes))
+        audio, state = self.codec.decode_step(codes, state)
+        return audio[:, known + self.codec.delay :], state
+
+    def _go_on(self, codes, state, last):
+        audio, state = self.codec.decode_step(codes, state)
+        if last:
+            rest = self.codec.flush(state)
+            audio = np.concatenate([audio, rest], axis=1)
+        return audio, state

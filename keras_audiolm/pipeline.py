@@ -6,12 +6,12 @@ from collections import namedtuple
 
 import keras
 import numpy as np
+import tqdm
 
 from keras_audiolm import presets, training
 from keras_audiolm.data.audio import check_audio, load_audio
-from keras_audiolm.generation import TEMPERATURES, Cascade, per_stage
-
-Tokens = namedtuple("Tokens", ["semantic", "acoustic"])
+from keras_audiolm.generation import Cascade, Player, Tokens, by_stage
+from keras_audiolm.language_model.layout import PADDING
 
 # Seconds that are tokenized at once, and the past that the codec hears again
 # at the start of each: more than its convolutions reach back.
@@ -404,67 +404,120 @@ class AudioLMPipeline:
         prompt=None,
         duration=7.0,
         batch_size=None,
-        temperature=None,
-        top_k=None,
-        top_p=None,
         seed=None,
         return_tokens=False,
         verbose=False,
+        **sampling,
     ):
         """Continues a recording, or makes sound from nothing.
 
         Args:
             prompt: path, `(samples,)` or `(batch, samples)` in [-1, 1] at
-                `sample_rate`; `None` to start from nothing.
+                `sample_rate`, or a list of paths and `(samples,)` of any
+                lengths; `None` to start from nothing.
             duration: float. Seconds of new audio.
-            batch_size: int, optional. How many continuations to sample of an
-                unbatched prompt (or of nothing).
-            temperature, top_k, top_p: one number for all stages, or a
-                dictionary by stage (`"semantic"`, `"coarse"`, `"fine"`).
-                Temperatures default to the paper's 0.6, 0.8 and 0.6.
+            batch_size: int, optional. How many continuations to sample of a
+                single prompt (or of nothing).
             seed: int, optional. The same seed gives the same audio.
             return_tokens: bool. Whether to return the tokens as well.
-            verbose: bool. Whether to show which stage is at work.
+            verbose: bool. Whether to show progress.
+            **sampling: `temperature`, `top_k`, `top_p` and
+                `repetition_penalty`, each one number for all stages, or a
+                dictionary by stage (`"semantic"`, `"coarse"`, `"fine"`).
+                Temperatures default to the paper's 0.6, 0.8 and 0.6.
 
         Returns:
             Float32 audio: the prompt, followed by exactly `duration` new
             seconds. `(samples,)`, or `(batch, samples)` where the prompt had
-            a batch axis or `batch_size` is given. With `return_tokens`, a
-            pair of it and `Tokens`.
+            a batch axis or `batch_size` is given; of a list of prompts, a
+            list. With `return_tokens`, a pair of it and `Tokens`, which of a
+            list of prompts begin with -1 where one is shorter than others.
 
         Raises:
             ValueError: on unusable audio, a duration of zero or less, or
                 untrained parts.
         """
-        if not 0.5 / self.sample_rate < duration < math.inf:
-            raise ValueError(
-                "`duration` must be a number of seconds above zero, a sample "
-                f"or more. Received: duration={duration}"
+        prompts = self._prompts(prompt, batch_size)
+        pieces = self._continue(prompts, duration, seed, verbose, sampling)
+        tokens, done = [next(pieces)], 0
+        made = room_for(len(prompts.clips), duration, self.sample_rate)
+        for chunk, piece in pieces:
+            made[:, done : done + chunk.shape[1]] = chunk
+            done += chunk.shape[1]
+            tokens.append(piece)
+        audio = [
+            np.concatenate([clip, row])
+            for clip, row in zip(prompts.clips, made, strict=True)
+        ]
+        tokens = Tokens(
+            *(
+                np.concatenate(parts, axis=1)
+                for parts in zip(*tokens, strict=True)
             )
-        self._require(self.part_names, "Generating")
-        prompt, batched = self._prompt(prompt, batch_size)
-        new = round(duration * self.sample_rate)
-        cascade = self._cascade(temperature, top_k, top_p, seed, verbose)
-        tokens = self._continue(cascade, prompt, prompt.shape[1] + new)
-        decoded = self.codec.decode(tokens.acoustic)
-        start = prompt.shape[1]
-        audio = np.concatenate(
-            [prompt, decoded[:, start : start + new]], axis=1
         )
-        if not batched:
+        if prompts.kind == "one":
             audio, tokens = audio[0], Tokens(*(t[0] for t in tokens))
+        elif prompts.kind == "batch":
+            audio = np.stack(audio)
         return (audio, tokens) if return_tokens else audio
 
-    def _prompt(self, prompt, batch_size):
-        """`(batch, samples)`, maybe without samples, and whether batched."""
+    def stream(
+        self,
+        prompt=None,
+        duration=None,
+        batch_size=None,
+        seed=None,
+        verbose=False,
+        **sampling,
+    ):
+        """`generate`, piece by piece as soon as it exists.
+
+        A piece is what a window of the coarse stage adds. The pieces joined
+        are the new audio that `generate` gives for the same seed; memory does
+        not grow with the duration. Closing the iterator, or leaving it, stops
+        the work.
+
+        Args:
+            duration: float, optional. Seconds of new audio. By default it
+                never ends.
+            prompt, batch_size, seed, verbose, **sampling: as of `generate`.
+
+        Returns:
+            An iterator of float32 `(samples,)`, or `(batch, samples)` where
+            the prompt is a batch or a list, or `batch_size` is given.
+
+        Example:
+
+        ```python
+        for chunk in pipeline.stream("prompt.wav", duration=60, seed=0):
+            speaker.write(chunk)
+        ```
+        """
+        prompts = self._prompts(prompt, batch_size)
+        if duration is None:
+            duration = math.inf
+        pieces = self._continue(prompts, duration, seed, verbose, sampling)
+        next(pieces)
+        return (c[0] if prompts.kind == "one" else c for c, _ in pieces)
+
+    def _prompts(self, prompt, batch_size):
+        """What `generate` was given, as `Prompts`."""
+        self._require(self.part_names, "Generating")
         if batch_size is not None and batch_size < 1:
             raise ValueError(
                 f"`batch_size` must be 1 or more. Received: {batch_size}"
             )
         if prompt is None:
-            return np.zeros((batch_size or 1, 0), "float32"), bool(batch_size)
-        prompt, batched = self._read(prompt, "prompt")
-        seconds = prompt.shape[1] / self.sample_rate
+            nothing = np.zeros(0, "float32")
+            return Prompts(
+                [nothing] * (batch_size or 1), "batch" if batch_size else "one"
+            )
+        if isinstance(prompt, (list, tuple)):
+            clips, kind = self._clips(prompt), "list"
+        else:
+            clips, batched = self._read(prompt, "prompt")
+            clips, kind = list(clips), "batch" if batched else "one"
+        seconds = max(map(len, clips)) / self.sample_rate
         if seconds > MAX_PROMPT_DURATION:
             raise ValueError(
                 f"The prompt lasts {seconds:.0f} seconds; at most "
@@ -472,57 +525,102 @@ class AudioLMPipeline:
                 "prompt[-10 * pipeline.sample_rate :] or, on the command "
                 "line, --prompt-duration 10"
             )
-        if batch_size is None:
-            return prompt, batched
-        if batched and len(prompt) != batch_size:
+        if batch_size is None or (kind != "one" and len(clips) == batch_size):
+            return Prompts(clips, kind)
+        if len(clips) > 1:
             raise ValueError(
                 f"`batch_size` is {batch_size}, and the prompt has "
-                f"{len(prompt)} rows. Give one of them."
+                f"{len(clips)} rows. Give one of them."
             )
-        rows = batch_size // len(prompt)
-        return np.repeat(prompt, rows, axis=0), True
+        return Prompts(clips * batch_size, "batch")
 
-    def _continue(self, cascade, prompt, total_samples):
-        """Tokens of the prompt and of what follows, up to `total_samples`."""
-        units = -(-total_samples // self.unit_samples)
-        # The prompt is cut in the waveform, so that its tokens know nothing
-        # of what follows, and to whole frames, so that none is half empty.
-        known = prompt.shape[1] // self.unit_samples
+    def _clips(self, prompts):
+        """A list of prompts as a list of `(samples,)`."""
+        if not prompts:
+            raise ValueError(
+                "The list of prompts is empty. Give None to start from nothing."
+            )
+        clips = []
+        for number, prompt in enumerate(prompts):
+            clip, batched = self._read(prompt, f"prompt {number}")
+            if batched:
+                raise ValueError(
+                    "In a list, each prompt is a path or (samples,). Received: "
+                    f"shape {clip.shape} at {number}"
+                )
+            clips.append(clip[0])
+        return clips
+
+    def _continue(self, prompts, duration, seed, verbose, sampling):
+        """Yields the prompts' tokens, then pairs of new audio and tokens."""
+        if not duration > 0.5 / self.sample_rate:
+            raise ValueError(
+                "`duration` must be a number of seconds above zero, a sample "
+                f"or more. Received: duration={duration}"
+            )
+        samples = duration * self.sample_rate
+        samples = samples if samples == math.inf else round(samples)
+        cascade = self._cascade(sampling, seed)
+        known = self._prompt_tokens(prompts.clips)
+        yield known
+        yield from self._play(cascade, known, samples, verbose)
+
+    def _play(self, cascade, known, samples, verbose):
+        """Yields pairs of audio and tokens that follow what is known.
+
+        Args:
+            known: `Tokens`; of the acoustic ones, maybe none.
+            samples: int, or infinity.
+        """
+        units = math.inf
+        if samples < math.inf:
+            units = known.acoustic.shape[1] // self.unit[1]
+            units += -(-samples // self.unit_samples)
+        player = Player(self.codec, known.acoustic)
+        seconds = samples / self.sample_rate
+        with tqdm.tqdm(
+            total=None if seconds == math.inf else round(seconds, 2),
+            unit="s",
+            disable=not verbose,
+        ) as bar:
+            cascade.progress = bar.set_description_str
+            unplayed = samples
+            for tokens in cascade.continuation(known, units):
+                frames = tokens.acoustic.shape[1]
+                unplayed -= frames * self.codec.hop_length
+                audio = player.play(tokens.acoustic, last=unplayed <= 0)
+                audio = audio[:, : int(min(samples, audio.shape[1]))]
+                samples -= audio.shape[1]
+                bar.update(round(audio.shape[1] / self.sample_rate, 2))
+                yield audio, tokens
+
+    def _prompt_tokens(self, clips):
+        """`Tokens` of whole units that end together, -1 before the shorter.
+
+        What is over is cut off where a prompt begins, so that what is new
+        follows at once, and before the prompt is tokenized, so that its
+        tokens are those of a recording that begins there.
+        """
         s, a = self.unit
-        levels = self.codec.num_quantizers
-        semantic = np.zeros((len(prompt), 0), "int32")
-        acoustic = np.zeros((len(prompt), 0, levels), "int32")
-        if known:
-            whole = prompt[:, : known * self.unit_samples]
-            semantic, acoustic = self._tokenize(whole)
-            semantic, acoustic = (
-                semantic[:, : known * s],
-                acoustic[:, : known * a],
+        known = [len(clip) // self.unit_samples for clip in clips]
+        longest = max(known)
+        semantic = np.full((len(clips), longest * s), PADDING, "int32")
+        acoustic = np.full(
+            (len(clips), longest * a, self.codec.num_quantizers),
+            PADDING,
+            "int32",
+        )
+        for count in sorted(set(known) - {0}):
+            rows = [row for row, units in enumerate(known) if units == count]
+            samples = count * self.unit_samples
+            tokens = self._tokenize(
+                np.stack([clips[row][-samples:] for row in rows])
             )
-        semantic = cascade.semantic(semantic, units)
-        return self._acoustic(cascade, semantic, acoustic, units)
+            semantic[rows, (longest - count) * s :] = tokens.semantic
+            acoustic[rows, (longest - count) * a :] = tokens.acoustic
+        return Tokens(semantic, acoustic)
 
-    def _acoustic(self, cascade, semantic, prompt, units):
-        """Samples what `prompt` lacks of the acoustic tokens."""
-        levels = self.coarse_lm.layout.predicted.levels
-        coarse = cascade.coarse(semantic, prompt[..., :levels], units)
-        if not self.has_fine_stage:
-            return Tokens(semantic, coarse)
-        # The prompt keeps its own fine tokens.
-        known = prompt.shape[1]
-        fine = cascade.fine(coarse[:, known:])
-        fine = np.concatenate([prompt[..., levels:], fine], axis=1)
-        return Tokens(semantic, np.concatenate([coarse, fine], axis=-1))
-
-    def resynthesize(
-        self,
-        audio,
-        temperature=None,
-        top_k=None,
-        top_p=None,
-        seed=None,
-        verbose=False,
-    ):
+    def resynthesize(self, audio, seed=None, verbose=False, **sampling):
         """Keeps what is said and samples how it sounds.
 
         The paper's acoustic generation: the semantic tokens of a recording
@@ -530,7 +628,7 @@ class AudioLMPipeline:
 
         Args:
             audio: path, `(samples,)` or `(batch, samples)` at `sample_rate`.
-            temperature, top_k, top_p, seed, verbose: as in `generate`.
+            seed, verbose, **sampling: as of `generate`.
 
         Returns:
             Float32 audio of the same shape.
@@ -543,10 +641,11 @@ class AudioLMPipeline:
         semantic = self.semantic_tokenizer.encode(
             padded, lengths=[audio.shape[1]] * len(audio)
         )
-        cascade = self._cascade(temperature, top_k, top_p, seed, verbose)
         nothing = np.zeros((len(audio), 0, self.codec.num_quantizers), "int32")
-        tokens = self._acoustic(cascade, semantic, nothing, units)
-        made = self.codec.decode(tokens.acoustic, audio.shape[1])
+        known = Tokens(semantic, nothing)
+        cascade = self._cascade(sampling, seed)
+        pieces = self._play(cascade, known, audio.shape[1], verbose)
+        made = np.concatenate([chunk for chunk, _ in pieces], axis=1)
         return made if batched else made[0]
 
     def _check_language_model(self, name):
@@ -563,31 +662,33 @@ class AudioLMPipeline:
                     "a language model of its own for it."
                 )
 
-    def _cascade(self, temperature, top_k, top_p, seed, verbose):
+    def _cascade(self, sampling, seed):
         for name in self.part_names:
             if name.endswith("_lm"):
                 self._check_language_model(name)
-        none = dict.fromkeys(TEMPERATURES)
-        settings = {
-            "temperature": per_stage("temperature", temperature, TEMPERATURES),
-            "top_k": per_stage("top_k", top_k, none),
-            "top_p": per_stage("top_p", top_p, none),
-        }
-        sampling = {
-            stage: {name: value[stage] for name, value in settings.items()}
-            for stage in TEMPERATURES
-        }
         return Cascade(
             self.semantic_lm,
             self.coarse_lm,
             self.fine_lm if self.has_fine_stage else None,
             self.unit,
             self.unit_samples / self.sample_rate,
-            sampling,
+            by_stage(sampling),
             seed=seed,
-            progress=print_progress if verbose else None,
         )
 
 
-def print_progress(message):
-    print(f"Sampling {message} ...", flush=True)
+def room_for(batch_size, duration, sample_rate):
+    """An array for so much audio, or a `ValueError` where none fits."""
+    try:
+        samples = round(duration * sample_rate)
+        return np.zeros((batch_size, samples), "float32")
+    except (MemoryError, OverflowError, ValueError):
+        raise ValueError(
+            f"Audio of duration={duration} seconds does not fit into memory. "
+            "Take it piece by piece: `for chunk in pipeline.stream(...)`"
+        ) from None
+
+
+# The recordings to continue, `(samples,)` each, and how they were given: as
+# "one", as a "batch" or as a "list".
+Prompts = namedtuple("Prompts", ["clips", "kind"])

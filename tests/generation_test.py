@@ -1,3 +1,6 @@
+import itertools
+import math
+
 import numpy as np
 import pytest
 
@@ -5,7 +8,11 @@ from keras_audiolm.generation import (
     TEMPERATURES,
     WINDOW_OVERLAP,
     Cascade,
-    per_stage,
+    Player,
+    Tokens,
+    Track,
+    by_stage,
+    from_start,
 )
 from keras_audiolm.language_model.layout import TokenLayout
 
@@ -45,22 +52,26 @@ class FakeLM:
         return made
 
 
-def cascade_of(durations=(10.0, 10.0, 10.0), seed=0, **kwargs):
-    lms = map(FakeLM, LAYOUTS, durations)
-    sampling = {
-        stage: {"temperature": t, "top_k": None, "top_p": None}
-        for stage, t in TEMPERATURES.items()
-    }
-    return Cascade(*lms, UNIT, UNIT_DURATION, sampling, seed=seed, **kwargs)
+def cascade_of(durations=(10.0, 10.0, 10.0), seed=0, fine=True):
+    lms = list(map(FakeLM, LAYOUTS, durations))
+    if not fine:
+        lms[2] = None
+    return Cascade(*lms, UNIT, UNIT_DURATION, by_stage({}), seed=seed)
 
 
-def semantic_codes(batch, units):
-    return np.arange(batch * units, dtype="int32").reshape(batch, units)
+def prompt_of(batch, units, semantic_units=None):
+    shape = (batch, units if semantic_units is None else semantic_units)
+    semantic = np.arange(math.prod(shape), dtype="int32").reshape(shape)
+    shape = (batch, 2 * units, 5)
+    acoustic = np.arange(math.prod(shape), dtype="int32").reshape(shape)
+    return Tokens(semantic, acoustic)
 
 
-def acoustic_codes(batch, units):
-    shape = (batch, 2 * units, 3)
-    return np.arange(np.prod(shape), dtype="int32").reshape(shape)
+def continued(cascade, prompt, units):
+    """All pieces, joined after the prompt."""
+    pieces = [prompt, *cascade.continuation(prompt, units)]
+    parts = zip(*pieces, strict=True)
+    return Tokens(*(np.concatenate(part, axis=1) for part in parts))
 
 
 # === Windows ===
@@ -72,27 +83,34 @@ def test_windows_cover_what_is_missing(crop_duration):
     size = max(round(crop_duration / UNIT_DURATION), 2)
     overlap = round(WINDOW_OVERLAP / UNIT_DURATION)
     for known in range(0, 4 * size, 3):
-        for units in range(1, 6 * size, 2):
-            windows = list(cascade._windows(cascade.semantic_lm, known, units))
-            done = known
-            for start, stop in windows:
+        for units in range(known + 1, 6 * size, 2):
+            done, windows = known, []
+            while done < units:
+                start, stop = cascade.window(cascade.semantic_lm, done, units)
                 # Each goes on where the last one stopped, and knows
                 # something of what stands before.
                 assert 0 <= start <= done < stop <= units
                 assert stop - start <= size
                 assert start == 0 or 0 < done - start <= overlap
+                windows.append((start, stop))
                 done = stop
-            assert done == max(known, units)
-            if known < units <= size:
+            if units <= size:
                 assert windows == [(0, units)]
 
 
 def test_windows_share_three_seconds():
     cascade = cascade_of((10.0,) * 3)
-    windows = list(cascade._windows(cascade.semantic_lm, 0, 50))
-    assert windows == [(0, 20), (14, 34), (28, 48), (42, 50)]
-    windows = list(cascade._windows(cascade.semantic_lm, 30, 40))
-    assert windows == [(24, 40)]
+
+    def windows(known, units):
+        while known < units:
+            window = cascade.window(cascade.semantic_lm, known, units)
+            yield window
+            known = window[1]
+
+    expected = [(0, 20), (14, 34), (28, 48), (42, 50)]
+    assert list(windows(0, 50)) == expected
+    assert list(windows(30, 40)) == [(24, 40)]
+    assert list(itertools.islice(windows(0, math.inf), 3)) == expected[:3]
 
 
 # === Stages ===
@@ -100,73 +118,95 @@ def test_windows_share_three_seconds():
 
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("known", [0, 4, 20, 33])
-@pytest.mark.parametrize("units", [5, 20, 21, 57])
-def test_semantic_goes_on_from_what_is_known(batch, known, units):
-    cascade = cascade_of()
-    prompt = semantic_codes(batch, min(known, units))
-    result = cascade.semantic(prompt, units)
-    assert result.shape == (batch, units)
-    np.testing.assert_array_equal(result[:, : prompt.shape[1]], prompt)
-    windows = list(
-        cascade._windows(cascade.semantic_lm, prompt.shape[1], units)
-    )
-    done = prompt.shape[1]
-    for number, (start, stop) in enumerate(windows):
-        codes, frames, _ = cascade.semantic_lm.calls[number]
-        assert frames == stop - start
-        # It was told the end of what is known, and nothing else.
-        np.testing.assert_array_equal(
-            codes["semantic"][..., 0], result[:, start:done]
-        )
-        for row in range(batch):
-            made = (number + 1) * 10**6 + 1000 * row
-            expected = made + np.arange(done - start, stop - start)
-            np.testing.assert_array_equal(result[row, done:stop], expected)
-        done = stop
-    assert len(cascade.semantic_lm.calls) == len(windows)
+@pytest.mark.parametrize("new", [1, 5, 20, 57])
+@pytest.mark.parametrize("durations", [(10, 10, 3), (14, 4, 2), (4, 10, 3)])
+def test_each_stage_is_told_its_window_and_what_is_known(
+    batch, known, new, durations
+):
+    cascade = cascade_of(durations)
+    prompt, units = prompt_of(batch, known), known + new
+    result = continued(cascade, prompt, units)
+    assert result.semantic.shape == (batch, units)
+    assert result.acoustic.shape == (batch, 2 * units, 5)
+    for given, made in zip(prompt, result, strict=True):
+        np.testing.assert_array_equal(made[:, : given.shape[1]], given)
+    for lm, told in ((cascade.semantic_lm, ()), (cascade.coarse_lm, (1,))):
+        done = known
+        for codes, frames, _ in lm.calls:
+            start, stop = cascade.window(lm, done, units)
+            rate = 2 if told else 1
+            assert frames == rate * (stop - start)
+            if told:
+                np.testing.assert_array_equal(
+                    codes["semantic"][..., 0], result.semantic[:, start:stop]
+                )
+            name = lm.layout.predicted.name
+            whole = result.acoustic[..., :3] if told else result.semantic
+            whole = whole.reshape(batch, rate * units, -1)
+            np.testing.assert_array_equal(
+                codes[name], whole[:, rate * start : rate * done]
+            )
+            done = stop
+        assert done == units
 
 
-@pytest.mark.parametrize("known", [0, 4, 33])
-@pytest.mark.parametrize("units", [5, 20, 57])
-def test_coarse_hears_the_semantic_tokens_of_its_window(known, units):
-    cascade = cascade_of()
-    semantic = semantic_codes(2, units)
-    prompt = acoustic_codes(2, min(known, units))
-    result = cascade.coarse(semantic, prompt, units)
-    assert result.shape == (2, 2 * units, 3)
-    np.testing.assert_array_equal(result[:, : prompt.shape[1]], prompt)
-    done = prompt.shape[1] // 2
-    windows = list(cascade._windows(cascade.coarse_lm, done, units))
-    assert len(cascade.coarse_lm.calls) == len(windows)
-    for number, (start, stop) in enumerate(windows):
-        codes, frames, _ = cascade.coarse_lm.calls[number]
-        assert frames == 2 * (stop - start)
-        np.testing.assert_array_equal(
-            codes["semantic"][..., 0], semantic[:, start:stop]
-        )
-        np.testing.assert_array_equal(
-            codes["coarse"], result[:, 2 * start : 2 * done]
-        )
-        made = (number + 1) * 10**6 + 1000 * np.arange(2)
-        place = np.arange(2 * (done - start), 2 * (stop - start))
-        expected = (made[:, None] + place)[..., None]
-        np.testing.assert_array_equal(
-            result[:, 2 * done : 2 * stop], expected.repeat(3, axis=2)
-        )
-        done = stop
+def test_pieces_come_as_soon_as_they_exist():
+    cascade = cascade_of((30.0, 10.0, 3.0))
+    pieces = cascade.continuation(prompt_of(1, 6), math.inf)
+    first = next(pieces)
+    assert first.acoustic.shape == (1, 2 * 14, 5)
+    lms = (cascade.semantic_lm, cascade.coarse_lm, cascade.fine_lm)
+    assert [len(lm.calls) for lm in lms] == [1, 1, 1]
+    # One window of the first stage is good for several of the second.
+    for _ in range(2):
+        assert next(pieces).acoustic.shape == (1, 2 * 14, 5)
+    assert [len(lm.calls) for lm in lms] == [1, 3, 3]
+    next(pieces)
+    assert len(cascade.semantic_lm.calls) == 2
 
 
-@pytest.mark.parametrize("frames", [1, 11, 12, 13, 24, 41])
-def test_fine_chunks_run_as_one_batch_and_come_back_in_order(frames):
+def test_what_was_is_forgotten(monkeypatch):
+    held = []
+    forget = Track.forget
+
+    def spy(track, unit):
+        forget(track, unit)
+        held.append(track.codes.shape[1] / track.step)
+
+    monkeypatch.setattr(Track, "forget", spy)
+    cascade = cascade_of((30.0, 10.0, 3.0))
+    pieces = cascade.continuation(prompt_of(1, 100), math.inf)
+    for _ in itertools.islice(pieces, 60):
+        pass
+    assert len(held) > 100 and max(held) <= 60 + 6
+    assert cascade.coarse_lm.calls[-1][0]["semantic"].shape == (1, 20, 1)
+
+
+def test_semantic_tokens_that_are_known_stay():
+    cascade = cascade_of((10.0, 4.0, 3.0))
+    prompt = prompt_of(2, 0, semantic_units=30)
+    pieces = list(cascade.continuation(prompt, 30))
+    assert not cascade.semantic_lm.calls
+    made = np.concatenate([piece.semantic for piece in pieces], axis=1)
+    np.testing.assert_array_equal(made, prompt.semantic)
+
+
+def test_without_a_fine_stage_all_levels_are_coarse():
+    cascade = cascade_of(fine=False)
+    prompt = prompt_of(1, 0)
+    prompt = Tokens(prompt.semantic, prompt.acoustic[..., :3])
+    assert continued(cascade, prompt, 7).acoustic.shape == (1, 14, 3)
+
+
+@pytest.mark.parametrize("units", [1, 5, 6, 7, 12, 20])
+def test_fine_chunks_run_as_one_batch_and_come_back_in_order(units):
     cascade = cascade_of((10.0, 10.0, 3.0))  # chunks of 12 frames
-    lm = cascade.fine_lm
-    coarse = acoustic_codes(3, 21)[:, :frames]
-    fine = cascade.fine(coarse)
-    assert fine.shape == (3, frames, 2)
+    lm, frames = cascade.fine_lm, 2 * units
+    (piece,) = cascade.continuation(prompt_of(3, 0), units)
+    coarse, fine = np.split(piece.acoustic, [3], axis=-1)
     ((codes, num_frames, _),) = lm.calls
     chunks = -(-frames // 12)
     assert num_frames == 12
-    assert list(codes) == ["coarse"]
     assert codes["coarse"].shape == (3 * chunks, 12, 3)
     for row in range(3):
         told = codes["coarse"][row * chunks : (row + 1) * chunks]
@@ -181,9 +221,7 @@ def test_fine_chunks_run_as_one_batch_and_come_back_in_order(frames):
 def test_every_draw_has_a_seed_of_its_own():
     def seeds(seed):
         cascade = cascade_of((10.0, 4.0, 3.0), seed=seed)
-        semantic = cascade.semantic(semantic_codes(1, 3), 57)
-        coarse = cascade.coarse(semantic, acoustic_codes(1, 3), 57)
-        cascade.fine(coarse)
+        continued(cascade, prompt_of(1, 3), 57)
         return [
             sampling["seed"]
             for lm in (cascade.semantic_lm, cascade.coarse_lm, cascade.fine_lm)
@@ -199,9 +237,9 @@ def test_every_draw_has_a_seed_of_its_own():
 
 def test_each_stage_samples_with_settings_of_its_own():
     said = []
-    cascade = cascade_of(progress=said.append)
-    semantic = cascade.semantic(semantic_codes(1, 0), 4)
-    cascade.fine(cascade.coarse(semantic, acoustic_codes(1, 0), 4))
+    cascade = cascade_of()
+    cascade.progress = said.append
+    list(cascade.continuation(prompt_of(1, 0), 4))
     for stage, lm in zip(
         TEMPERATURES,
         (cascade.semantic_lm, cascade.coarse_lm, cascade.fine_lm),
@@ -209,12 +247,67 @@ def test_each_stage_samples_with_settings_of_its_own():
     ):
         ((_, _, sampling),) = lm.calls
         assert sampling["temperature"] == TEMPERATURES[stage]
-        assert sampling["top_k"] is sampling["top_p"] is None
     assert said == [
         "semantic tokens",
         "coarse acoustic tokens",
         "fine acoustic tokens",
     ]
+
+
+def test_shorter_rows_of_what_is_told_begin_at_once():
+    codes = np.arange(24, dtype="int32").reshape(3, 4, 2)
+    ragged = codes.copy()
+    ragged[1, :1] = ragged[2, :3] = -1
+    result = from_start(ragged)
+    np.testing.assert_array_equal(result[0], codes[0])
+    np.testing.assert_array_equal(result[1, :3], codes[1, 1:])
+    np.testing.assert_array_equal(result[2, :1], codes[2, 3:])
+    assert (result[1, 3:] == -1).all() and (result[2, 1:] == -1).all()
+    assert from_start(codes[:, :0]).shape == (3, 0, 2)
+
+
+# === Playing ===
+
+
+class FakeCodec:
+    """Each code is a sample twice, counted from where the row began."""
+
+    hop_length, delay = 2, 2
+
+    def decode(self, codes):
+        audio = np.repeat(codes[..., 0], 2, axis=1)
+        return audio + 1000.0 * np.arange(audio.shape[1])
+
+    def init_state(self, batch_size):
+        return np.zeros((batch_size, 0, 1), "int32")
+
+    def decode_step(self, codes, state):
+        after = np.concatenate([state, codes], axis=1)
+        audio = np.pad(self.decode(after), [(0, 0), (2, 0)])
+        first = 2 * state.shape[1]
+        return audio[:, first : first + 2 * codes.shape[1]], after
+
+    def flush(self, state):
+        return self.decode(state)[:, -2:]
+
+
+@pytest.mark.parametrize("pieces", [[9], [4, 5], [1, 1, 7], [3, 3, 3]])
+def test_pieces_of_ragged_rows_are_what_each_row_sounds_like(pieces):
+    codes = np.arange(1, 40, dtype="int32").reshape(3, 13, 1)
+    absent = [2, 0, 2]
+    prompt = codes[:, :4].copy()
+    for row, count in enumerate(absent):
+        prompt[row, :count] = -1
+    player, start, audio = Player(FakeCodec(), prompt), 4, []
+    for number, frames in enumerate(pieces):
+        piece = codes[:, start : start + frames]
+        audio.append(player.play(piece, last=number + 1 == len(pieces)))
+        start += frames
+    audio = np.concatenate(audio, axis=1)
+    assert audio.shape == (3, 2 * 9)
+    for row, count in enumerate(absent):
+        alone = FakeCodec().decode(codes[row : row + 1, count:])
+        np.testing.assert_array_equal(audio[row], alone[0, 2 * (4 - count) :])
 
 
 # === Settings ===
@@ -233,10 +326,21 @@ def test_each_stage_samples_with_settings_of_its_own():
     ],
 )
 def test_one_number_or_some_stages(value, expected):
-    result = per_stage("temperature", value, TEMPERATURES)
-    assert result == dict(zip(TEMPERATURES, expected, strict=True))
+    result = by_stage({"temperature": value, "top_k": {"fine": 3}})
+    found = tuple(settings["temperature"] for settings in result.values())
+    assert found == expected
+    assert result["fine"]["top_k"] == 3
+    assert "top_k" not in result["coarse"]
 
 
-def test_a_stage_that_does_not_exist_is_named():
-    with pytest.raises(ValueError, match="`top_k`.*'medium'.*semantic, coarse"):
-        per_stage("top_k", {"medium": 3}, dict.fromkeys(TEMPERATURES))
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"top_k": {"medium": 3}}, ValueError, "'medium'.*semantic, coarse"),
+        ({"temprature": 1}, TypeError, "'temprature'.*temperature, top_k"),
+        ({"top_p": {"fine": 2}}, ValueError, "`top_p`.*2"),
+    ],
+)
+def test_settings_that_do_not_exist_are_named(settings, error, message):
+    with pytest.raises(error, match=message):
+        by_stage(settings)

@@ -59,6 +59,77 @@ def test_longer_than_every_window(pipeline):
     assert tokens.acoustic.shape == (2, 200, 3)
 
 
+@pytest.mark.parametrize("duration", [0.3, 2.5])
+@pytest.mark.parametrize("prompt", [None, noise(2, 24000)], ids=["0", "2"])
+def test_a_stream_is_what_generate_gives(pipeline, prompt, duration):
+    whole = pipeline.generate(prompt, duration=duration, seed=3)
+    chunks = list(pipeline.stream(prompt, duration=duration, seed=3))
+    assert len(chunks) == (
+        1 if duration == 0.3 else 5 if prompt is not None else 4
+    )
+    new = whole if prompt is None else whole[:, 24000:]
+    np.testing.assert_array_equal(np.concatenate(chunks, axis=-1), new)
+
+
+def test_there_is_no_seam(pipeline):
+    audio, tokens = pipeline.generate(
+        noise(25600), duration=2.4, seed=0, return_tokens=True
+    )
+    decoded = pipeline.codec.decode(tokens.acoustic[None])[0]
+    np.testing.assert_allclose(audio[25600:], decoded[25600:], atol=1e-5)
+
+
+def test_a_stream_that_is_left_stops_the_work(pipeline, monkeypatch):
+    calls = []
+    generate = pipeline.coarse_lm.generate
+
+    def spy(*args, **kwargs):
+        calls.append(1)
+        return generate(*args, **kwargs)
+
+    monkeypatch.setattr(pipeline.coarse_lm, "generate", spy)
+    stream = pipeline.stream(seed=0)  # without an end
+    assert next(stream).shape == (16000,)
+    assert next(stream).shape == (8320,)
+    stream.close()
+    assert len(calls) == 2
+    with pytest.raises(StopIteration):
+        next(stream)
+    # What is wrong is said before the first piece.
+    with pytest.raises(ValueError, match="duration"):
+        pipeline.stream(duration=-1)
+
+
+def test_prompts_of_different_lengths_are_each_continued(pipeline, tmp_path):
+    path = tmp_path / "third.wav"
+    soundfile.write(path, noise(9600, seed=2), SAMPLE_RATE, subtype="FLOAT")
+    prompts = [noise(6400), noise(3200, seed=1), path]
+    settings = dict(duration=0.4, temperature=0, seed=0, return_tokens=True)
+    batch, tokens = pipeline.generate(prompts, **settings)
+    assert [len(audio) for audio in batch] == [12800, 9600, 16000]
+    assert tokens.acoustic.shape == (3, 50, 3)
+    for row, prompt in enumerate(prompts):
+        audio, alone = pipeline.generate(prompt, **settings)
+        np.testing.assert_allclose(batch[row], audio, atol=1e-5)
+        for one, all_ in zip(alone, tokens, strict=True):
+            np.testing.assert_array_equal(all_[row, -len(one) :], one)
+            assert (all_[row, : -len(one)] == -1).all()
+    stream = pipeline.stream(prompts, duration=0.4, temperature=0, seed=0)
+    np.testing.assert_array_equal(
+        np.concatenate(list(stream), axis=1),
+        [audio[-6400:] for audio in batch],
+    )
+
+
+def test_what_is_new_follows_the_prompt_at_once(pipeline):
+    # 100 samples are no whole unit; they are cut off at the start.
+    prompt = noise(16100)
+    tokens = pipeline.generate(prompt, duration=0.2, return_tokens=True)[1]
+    known = pipeline.tokenize(prompt[100:])
+    np.testing.assert_array_equal(tokens.semantic[:25], known.semantic)
+    np.testing.assert_array_equal(tokens.acoustic[:50], known.acoustic)
+
+
 def test_prompt_keeps_its_own_tokens(pipeline):
     prompt = noise(1, 16000)
     known = pipeline.tokenize(prompt)
@@ -129,6 +200,12 @@ def test_resynthesis_keeps_the_length_and_what_is_said(pipeline, samples):
         ({"duration": -1.0}, "duration=-1"),
         ({"duration": 1e-6}, "duration=1e-06"),
         ({"duration": float("nan")}, "duration"),
+        ({"duration": float("inf")}, "duration=inf.*memory.*stream"),
+        ({"duration": 1e18}, "duration=1e\\+18.*memory.*stream"),
+        ({"prompt": []}, "list of prompts is empty"),
+        ({"prompt": [noise(16000), noise(1, 16000)]}, r"\(1, 16000\) at 1"),
+        ({"prompt": [noise(16000), noise(9)]}, "prompt 1"),
+        ({"repetition_penalty": -1}, "`repetition_penalty`.*-1"),
         ({"batch_size": 0}, "batch_size"),
         ({"temperature": -0.1}, "temperature"),
         ({"temperature": {"corse": 1.0}}, "corse"),
