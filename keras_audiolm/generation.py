@@ -70,7 +70,8 @@ class Cascade:
             `StageLM.generate` takes.
         seed: int or `None`.
 
-    `progress` is called with what is done next.
+    `progress` is called with what is done next. `log_likelihood`, `(batch,)`,
+    is that of everything sampled so far, in nats.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Cascade:
             seed = np.random.SeedSequence().entropy % 2**63
         self.seed = seed
         self.draws = 0
+        self.log_likelihood = 0.0
 
     def continuation(self, prompt, units):
         """What follows a prompt, a window of the coarse stage at a time.
@@ -154,7 +156,8 @@ class Cascade:
         start, stop = self.window(lm, known, units)
         prompt = track.between(start, known)
         codes = {**(told or {}), lm.layout.predicted.name: prompt}
-        made = self._sample(stage, lm, codes, (stop - start) * track.step)
+        frames = (stop - start) * track.step
+        made = self._sample(stage, lm, codes, frames, len(prompt))
         track.append(made[:, prompt.shape[1] :])
 
     def _fine(self, coarse):
@@ -177,18 +180,22 @@ class Cascade:
             lm,
             {"coarse": padded.reshape(batch * chunks, chunk, levels)},
             chunk,
+            batch,
         )
         made = made.reshape(batch, chunks * chunk, -1)
         return made[:, :frames]
 
-    def _sample(self, stage, lm, codes, frames):
+    def _sample(self, stage, lm, codes, frames, batch):
         self.draws += 1
-        return lm.generate(
+        made, scores = lm.generate(
             codes,
             frames,
-            **self.sampling[stage],
             seed=(self.seed, self.draws),
+            return_scores=True,
+            **self.sampling[stage],
         )
+        self.log_likelihood += scores.reshape(batch, -1).sum(axis=1)
+        return made
 
 
 class Track:

@@ -405,6 +405,8 @@ class AudioLMPipeline:
         duration=7.0,
         batch_size=None,
         seed=None,
+        num_candidates=1,
+        scorer=None,
         return_tokens=False,
         verbose=False,
         **sampling,
@@ -419,6 +421,11 @@ class AudioLMPipeline:
             batch_size: int, optional. How many continuations to sample of a
                 single prompt (or of nothing).
             seed: int, optional. The same seed gives the same audio.
+            num_candidates: int. So many continuations of each prompt are
+                sampled, and the best is returned.
+            scorer: callable of a candidate's audio `(samples,)` and `Tokens`
+                that gives a number, the higher the better. By default the
+                language models' own likelihood.
             return_tokens: bool. Whether to return the tokens as well.
             verbose: bool. Whether to show progress.
             **sampling: `temperature`, `top_k`, `top_p` and
@@ -437,8 +444,10 @@ class AudioLMPipeline:
             ValueError: on unusable audio, a duration of zero or less, or
                 untrained parts.
         """
-        prompts = self._prompts(prompt, batch_size)
-        pieces = self._continue(prompts, duration, seed, verbose, sampling)
+        given = self._prompts(prompt, batch_size)
+        prompts = given.repeated(num_candidates)
+        cascade = self._cascade(sampling, seed)
+        pieces = self._continue(cascade, prompts.clips, duration, verbose)
         tokens, done = [next(pieces)], 0
         made = room_for(len(prompts.clips), duration, self.sample_rate)
         for chunk, piece in pieces:
@@ -455,9 +464,17 @@ class AudioLMPipeline:
                 for parts in zip(*tokens, strict=True)
             )
         )
-        if prompts.kind == "one":
+        if num_candidates > 1:
+            scores = cascade.log_likelihood
+            if scorer is not None:
+                rows = [Tokens(*row) for row in zip(*tokens, strict=True)]
+                scores = list(map(scorer, audio, rows))
+            best = best_of_each(scores, len(given.clips))
+            audio = [audio[row] for row in best]
+            tokens = Tokens(*(part[best] for part in tokens))
+        if given.kind == "one":
             audio, tokens = audio[0], Tokens(*(t[0] for t in tokens))
-        elif prompts.kind == "batch":
+        elif given.kind == "batch":
             audio = np.stack(audio)
         return (audio, tokens) if return_tokens else audio
 
@@ -496,7 +513,8 @@ class AudioLMPipeline:
         prompts = self._prompts(prompt, batch_size)
         if duration is None:
             duration = math.inf
-        pieces = self._continue(prompts, duration, seed, verbose, sampling)
+        cascade = self._cascade(sampling, seed)
+        pieces = self._continue(cascade, prompts.clips, duration, verbose)
         next(pieces)
         return (c[0] if prompts.kind == "one" else c for c, _ in pieces)
 
@@ -551,7 +569,7 @@ class AudioLMPipeline:
             clips.append(clip[0])
         return clips
 
-    def _continue(self, prompts, duration, seed, verbose, sampling):
+    def _continue(self, cascade, clips, duration, verbose):
         """Yields the prompts' tokens, then pairs of new audio and tokens."""
         if not duration > 0.5 / self.sample_rate:
             raise ValueError(
@@ -560,8 +578,7 @@ class AudioLMPipeline:
             )
         samples = duration * self.sample_rate
         samples = samples if samples == math.inf else round(samples)
-        cascade = self._cascade(sampling, seed)
-        known = self._prompt_tokens(prompts.clips)
+        known = self._prompt_tokens(clips)
         yield known
         yield from self._play(cascade, known, samples, verbose)
 
@@ -689,6 +706,28 @@ def room_for(batch_size, duration, sample_rate):
         ) from None
 
 
-# The recordings to continue, `(samples,)` each, and how they were given: as
-# "one", as a "batch" or as a "list".
-Prompts = namedtuple("Prompts", ["clips", "kind"])
+def best_of_each(scores, count):
+    """The row of the highest score in each of `count` groups of rows.
+
+    Raises:
+        ValueError: on scores that are not numbers.
+    """
+    scores = np.asarray(scores, "float64")
+    if np.isnan(scores).any():
+        raise ValueError(f"The scorer gave scores that are NaN: {scores}")
+    groups = scores.reshape(count, -1)
+    return np.arange(count) * groups.shape[1] + groups.argmax(axis=1)
+
+
+class Prompts(namedtuple("Prompts", ["clips", "kind"])):
+    """The recordings to continue, `(samples,)` each, and how they were given:
+    as `"one"`, as a `"batch"` or as a `"list"`."""
+
+    def repeated(self, count):
+        """Each recording so many times, one after the other."""
+        if count < 1:
+            raise ValueError(
+                f"`num_candidates` must be 1 or more. Received: {count}"
+            )
+        clips = [clip for clip in self.clips for _ in range(count)]
+        return self._replace(clips=clips)

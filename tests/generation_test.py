@@ -36,7 +36,8 @@ class FakeLM:
     def window_frames(self, segment):
         return round(self.crop_duration * segment.frame_rate)
 
-    def generate(self, codes, num_frames, **sampling):
+    def generate(self, codes, num_frames, return_scores, **sampling):
+        assert return_scores
         segment = self.layout.predicted
         self.layout.check(codes)
         assert 0 < num_frames <= self.window_frames(segment)
@@ -49,7 +50,7 @@ class FakeLM:
         prompt = codes.get(segment.name, made[:, :0])
         assert prompt.shape[1] < num_frames
         made[:, : prompt.shape[1]] = prompt
-        return made
+        return made, -np.arange(1.0, batch + 1)
 
 
 def cascade_of(durations=(10.0, 10.0, 10.0), seed=0, fine=True):
@@ -216,6 +217,18 @@ def test_fine_chunks_run_as_one_batch_and_come_back_in_order(units):
         for frame in range(frames):
             index = row * chunks + frame // 12
             assert np.all(fine[row, frame] == 10**6 + 1000 * index + frame % 12)
+
+
+def test_the_likelihood_is_that_of_all_calls():
+    cascade = cascade_of((10.0, 4.0, 3.0))
+    continued(cascade, prompt_of(2, 3), 30)
+    calls = len(cascade.semantic_lm.calls) + len(cascade.coarse_lm.calls)
+    expected = -np.array([1.0, 2.0]) * calls
+    for codes, _, _ in cascade.fine_lm.calls:
+        # The chunks of a row are rows of a call.
+        rows = np.arange(1.0, len(codes["coarse"]) + 1)
+        expected -= rows.reshape(2, -1).sum(axis=1)
+    np.testing.assert_allclose(cascade.log_likelihood, expected)
 
 
 def test_every_draw_has_a_seed_of_its_own():

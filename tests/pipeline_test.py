@@ -121,6 +121,60 @@ def test_prompts_of_different_lengths_are_each_continued(pipeline, tmp_path):
     )
 
 
+def test_the_best_candidate_is_the_one_that_the_scorer_likes(pipeline):
+    prompts = noise(2, 8000)
+    settings = dict(duration=0.2, seed=0, return_tokens=True)
+    heard = []
+
+    def scorer(audio, tokens):
+        assert audio.shape == (8000 + 3200,)
+        assert tokens.acoustic.shape[1:] == (3,)
+        heard.append(audio)
+        return np.abs(audio[8000:]).max()
+
+    audio, tokens = pipeline.generate(
+        prompts, num_candidates=3, scorer=scorer, **settings
+    )
+    assert len(heard) == 6
+    for row in range(2):
+        candidates = heard[3 * row : 3 * row + 3]
+        best = max(candidates, key=lambda a: np.abs(a[8000:]).max())
+        np.testing.assert_array_equal(audio[row], best)
+        decoded = pipeline.codec.decode(tokens.acoustic[row][None])[0]
+        np.testing.assert_allclose(best[8000:], decoded[7680:10880], atol=1e-5)
+    one = pipeline.generate(prompts[0], num_candidates=3, duration=0.2)
+    assert one.shape == (8000 + 3200,)
+    with pytest.raises(ValueError, match="NaN"):
+        pipeline.generate(
+            num_candidates=2, duration=0.2, scorer=lambda *_: np.nan
+        )
+
+
+def test_by_default_the_likeliest_candidate_is_best(pipeline, monkeypatch):
+    total, coarse = np.zeros(8), []
+
+    def spy_on(lm):
+        generate = lm.generate
+
+        def spy(*args, **kwargs):
+            made, scores = generate(*args, **kwargs)
+            total[:] += scores.reshape(8, -1).sum(axis=1)
+            coarse.append(made)
+            return made, scores
+
+        monkeypatch.setattr(lm, "generate", spy)
+
+    for lm in (pipeline.semantic_lm, pipeline.coarse_lm, pipeline.fine_lm):
+        spy_on(lm)
+    tokens = pipeline.generate(
+        duration=0.4, num_candidates=8, seed=0, return_tokens=True
+    )[1]
+    best = total.argmax()
+    assert total.std() > 0.1
+    np.testing.assert_array_equal(tokens.semantic, coarse[0][best, :, 0])
+    np.testing.assert_array_equal(tokens.acoustic[:, :2], coarse[1][best])
+
+
 def test_what_is_new_follows_the_prompt_at_once(pipeline):
     # 100 samples are no whole unit; they are cut off at the start.
     prompt = noise(16100)

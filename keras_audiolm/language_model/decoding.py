@@ -59,7 +59,9 @@ class Decoder:
             seed: int, tuple of int or `None`.
 
         Returns:
-            NumPy int32 `(batch, num_frames, levels)`.
+            NumPy int32 `(batch, num_frames, levels)`, and float32 `(batch,)`,
+            the log-likelihood of all new codes in nats, as the model gives
+            it: at a temperature of 1, nothing cut off.
 
         Raises:
             ValueError: if the logits are not finite.
@@ -76,6 +78,7 @@ class Decoder:
         total = num_frames * segment.levels
         state = self._start(codes, cache_length=cache_length(length + 1))
         state["used"] = used if sampling.penalised else used[:, :, :0]
+        state["log_likelihood"] = np.zeros(len(used), "float32")
         made, done = [], 0
         while done < total:
             # The token at `length - 1` predicts the first new code.
@@ -103,11 +106,15 @@ class Decoder:
                 penalised=sampling.penalised,
             )
             made.append(ops.convert_to_numpy(part)[:, :steps])
-            check_finite(state.pop("finite"), self.lm)
             done += steps
-        return np.concatenate(made, axis=1).reshape(
-            len(used), num_frames, segment.levels
-        )
+            score = ops.convert_to_numpy(state["log_likelihood"])
+            if not np.isfinite(score).all():
+                raise ValueError(
+                    f"The logits of {self.lm.name!r} are not finite: its "
+                    "weights are broken. Load or train them again."
+                )
+        made = np.concatenate(made, axis=1)
+        return made.reshape(-1, num_frames, segment.levels), score
 
     # === Compiled ===
 
@@ -159,7 +166,8 @@ class Decoder:
         """Up to `MAX_STEPS` codes.
 
         Args:
-            state: from `_read`, and `used` `(batch, levels, codebook_size)`.
+            state: from `_read`; `used` `(batch, levels, codebook_size)`;
+                `log_likelihood` `(batch,)`.
             noise: `(batch, MAX_STEPS, codebook_size)` float32 Gumbel.
             span: dictionary of int32 scalars: the `index` of the state's
                 token in the sequence, the `step` in the predicted segment
@@ -177,7 +185,7 @@ class Decoder:
         def go_on(done, *_):
             return done < span["steps"]
 
-        def add_code(done, codes, token, time, caches, used, finite):
+        def add_code(done, codes, token, time, caches, used, score):
             hidden, caches = self.lm.backbone.step(
                 token,
                 caches,
@@ -189,13 +197,15 @@ class Decoder:
             step = span["step"] + done
             level = ops.mod(step, segment.levels)
             logits = self.lm.logits_at(hidden, level)
-            finite = ops.logical_and(finite, ops.all(ops.isfinite(logits)))
+            scores = logits
             if penalised:
                 before = ops.take(used, level, axis=1)
-                logits = logits - sampling["penalty"] * before
+                scores = scores - sampling["penalty"] * before
             code = draw(
-                logits, ops.take(noise, done, axis=1), sampling, truncated
+                scores, ops.take(noise, done, axis=1), sampling, truncated
             )[:, None]  # (batch, 1)
+            chosen = ops.take_along_axis(logits, code, axis=1)[:, 0]
+            score = score + chosen - ops.logsumexp(logits, axis=1)
             if penalised:
                 now = ops.one_hot(code, segment.codebook_size)
                 used = ops.slice_update(
@@ -204,9 +214,9 @@ class Decoder:
             codes = ops.slice_update(codes, (0, done), code)
             token = code + ops.take(offsets, level)
             time = ops.cast(step, "float32") / segment.levels - absent
-            return done + 1, codes, token, time, caches, used, finite
+            return done + 1, codes, token, time, caches, used, score
 
-        _, codes, token, time, caches, used, finite = ops.while_loop(
+        _, codes, token, time, caches, used, score = ops.while_loop(
             go_on,
             add_code,
             (
@@ -216,7 +226,7 @@ class Decoder:
                 state["time"],
                 state["caches"],
                 state["used"],
-                ops.ones((), "bool"),
+                state["log_likelihood"],
             ),
         )
         after = {
@@ -224,7 +234,7 @@ class Decoder:
             "token": token,
             "time": time,
             "used": used,
-            "finite": finite,
+            "log_likelihood": score,
         }
         return codes, {**state, **after}
 
@@ -272,11 +282,3 @@ def draw(logits, noise, sampling, truncated):
         )
     code = ops.argmax(logits + sampling["temperature"] * noise, axis=-1)
     return ops.cast(code, "int32")
-
-
-def check_finite(finite, lm):
-    if not ops.convert_to_numpy(finite):
-        raise ValueError(
-            f"The logits of {lm.name!r} hold values that are not finite: its "
-            "weights are broken. Load or train them again."
-        )

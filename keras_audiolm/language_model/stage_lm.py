@@ -131,7 +131,9 @@ class StageLM(keras.Model):
 
     # === Generation ===
 
-    def generate(self, codes, num_frames, seed=None, **sampling):
+    def generate(
+        self, codes, num_frames, seed=None, return_scores=False, **sampling
+    ):
         """Samples the predicted segment frame by frame.
 
         Args:
@@ -143,11 +145,15 @@ class StageLM(keras.Model):
                 prompt included.
             seed: int or tuple of int, optional. The same seed gives the same
                 codes. Row `i` of a batch depends on the seed and `i` alone.
+            return_scores: bool. Whether to return the log-likelihood of
+                what is new as well.
             **sampling: `temperature`, `top_k`, `top_p` and
                 `repetition_penalty`, as of `Sampling`.
 
         Returns:
-            NumPy int32 `(batch, num_frames, levels)`, the prompt first.
+            NumPy int32 `(batch, num_frames, levels)`, the prompt first. With
+            `return_scores`, a pair of it and float32 `(batch,)`, in nats: as
+            the model gives it, at a temperature of 1 with nothing cut off.
 
         Raises:
             ValueError: on codes that do not fit the layout, no conditioning,
@@ -160,10 +166,12 @@ class StageLM(keras.Model):
         name = self.layout.predicted.name
         prompt = codes[name][:, :num_frames]
         new = num_frames - prompt.shape[1]
-        if new < 1:
-            return prompt
-        made = self._decode({**codes, name: prompt}, new, sampling, seed)
-        return np.concatenate([prompt, made], axis=1)
+        made, scores = prompt[:, :0], np.zeros(len(prompt), "float32")
+        if new > 0:
+            codes = {**codes, name: prompt}
+            made, scores = self._decode(codes, new, sampling, seed)
+        made = np.concatenate([prompt, made], axis=1)
+        return (made, scores) if return_scores else made
 
     def logits_at(self, hidden, level):
         """`(batch, hidden_dim)` to `(batch, codebook_size)` of one level."""

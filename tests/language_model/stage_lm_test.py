@@ -5,6 +5,7 @@ import math
 import keras
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 from keras import ops
 
@@ -398,6 +399,22 @@ def test_a_repetition_penalty_divides_the_odds_of_what_was_there():
         scores[np.unique(codes["coarse"][row, :, 0])] -= math.log(3.0)
         result = lm.generate(codes, 3, temperature=0.0, repetition_penalty=3.0)
         assert result[row, 2, 0] == np.argmax(scores)
+
+
+@MODELS
+def test_the_score_is_the_likelihood_of_what_is_new(stage, position):
+    lm, codes = shared(stage, position), codes_of(stage, prompt=2)
+    name = lm.layout.predicted.name
+    settings = {"temperature": 3.0, "top_k": 3, "repetition_penalty": 2.0}
+    made, scores = lm.generate(
+        codes, FRAMES, seed=1, return_scores=True, **settings
+    )
+    logits = logits_of(lm, {**codes, name: made})[:, 2:]
+    logits = logits - scipy.special.logsumexp(logits, axis=-1, keepdims=True)
+    chosen = np.take_along_axis(logits, made[:, 2:, :, None], axis=-1)
+    np.testing.assert_allclose(scores, chosen.sum((1, 2, 3)), rtol=1e-4)
+    none = lm.generate(codes, 2, return_scores=True)[1]
+    np.testing.assert_array_equal(none, np.zeros(BATCH))
 
 
 def test_broken_weights_are_named():
