@@ -6,7 +6,7 @@ from keras import ops
 
 from keras_audiolm.language_model.layout import PADDING
 from keras_audiolm.language_model.sampling import (
-    cut_tail,
+    draw,
     gumbel_noise,
     row_generators,
 )
@@ -269,16 +269,3 @@ def grown(state, length):
     mask = ops.pad(state["mask"], [[0, 0], [0, missing]], constant_values=True)
     caches = keras.tree.map_structure(pad, state["caches"])
     return {**state, "caches": caches, "mask": mask}
-
-
-def draw(logits, noise, sampling, truncated):
-    """A code for each row of `(batch, codebook_size)`, int32."""
-    if truncated:
-        logits = cut_tail(
-            logits,
-            sampling["temperature"],
-            sampling["top_k"],
-            sampling["top_p"],
-        )
-    code = ops.argmax(logits + sampling["temperature"] * noise, axis=-1)
-    return ops.cast(code, "int32")

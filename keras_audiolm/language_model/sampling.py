@@ -100,6 +100,19 @@ def gumbel_noise(generators, steps, size):
     return -np.log(np.stack(waits) + np.float32(1e-30))
 
 
+def draw(logits, noise, sampling, truncated):
+    """A code for each row of `(batch, codebook_size)`, int32."""
+    if truncated:
+        logits = cut_tail(
+            logits,
+            sampling["temperature"],
+            sampling["top_k"],
+            sampling["top_p"],
+        )
+    code = ops.argmax(logits + sampling["temperature"] * noise, axis=-1)
+    return ops.cast(code, "int32")
+
+
 def cut_tail(logits, temperature, top_k, top_p):
     """Logits with those outside of the top `k` and of the top `p` removed.
 
