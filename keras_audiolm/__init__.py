@@ -17,6 +17,7 @@ _PUBLIC = {
     "KMeans": "semantic.kmeans",
     "MelSpectralLoss": "codec.losses",
     "NoisyCrops": "data.noise",
+    "ParallelDecoder": "language_model.parallel_decoder",
     "PerceptualLoss": "codec.losses",
     "ResidualVectorQuantizer": "codec.quantizer",
     "SemanticTokenizer": "semantic.tokenizer",

@@ -201,6 +201,13 @@ def _sampling_options():
         help="sample among the likeliest tokens that make up this "
         "probability; a number, or one a stage",
     )
+    options.add_argument(
+        "--acoustic-decoder",
+        choices=("cascade", "parallel"),
+        default="cascade",
+        help="what makes the acoustic tokens: the coarse and the fine stage, "
+        "or the parallel decoder (default: %(default)s)",
+    )
     return options
 
 
@@ -472,7 +479,7 @@ def sample(args, method, *inputs, **options):
 
     Standard output is kept for the results: progress goes elsewhere.
     """
-    for name in ("temperature", "top_k", "top_p", "seed"):
+    for name in ("temperature", "top_k", "top_p", "seed", "acoustic_decoder"):
         options[name] = getattr(args, name)
     start = time.perf_counter()
     with contextlib.redirect_stdout(sys.stderr):

@@ -29,9 +29,9 @@ class AudioLMPipeline:
 
     Args:
         parts: dictionary of models by name: `"codec"`,
-            `"semantic_tokenizer"`, `"semantic_lm"`, `"coarse_lm"` and, where
-            the codec has levels that the coarse stage leaves out,
-            `"fine_lm"`.
+            `"semantic_tokenizer"`, `"semantic_lm"`, `"coarse_lm"`, where the
+            codec has levels that the coarse stage leaves out, `"fine_lm"`,
+            and maybe a `"parallel_decoder"`.
         trained: names of the parts that are trained.
 
     Example:
@@ -135,6 +135,43 @@ class AudioLMPipeline:
             self._parts[name] = self._builders[name]()
         return self._parts[name]
 
+    def add_part(self, name, model):
+        """Adds an untrained part, or puts it in the place of another.
+
+        Args:
+            name: str, like `"parallel_decoder"`.
+            model: such as `ParallelDecoder`.
+
+        Example:
+
+        ```python
+        layout = keras_audiolm.TokenLayout.coarse(128, 6, 1024, 25.0, 50.0)
+        decoder = keras_audiolm.ParallelDecoder(layout, num_layers=6)
+        pipeline.add_part("parallel_decoder", decoder)
+        pipeline.fit("my_recordings/", parts="parallel_decoder")
+        ```
+
+        Raises:
+            ValueError: if there is no such part, or the model does not fit.
+        """
+        parts = {**self._parts, name: model}
+        presets.check_parts(parts, ())
+        expected = presets.PART_CLASSES[name]
+        if type(model).__name__ != expected:
+            raise ValueError(
+                f"The part {name!r} must be a {expected}. Received: "
+                f"{type(model).__name__}"
+            )
+        before, self._parts = self._parts, parts
+        try:
+            if hasattr(model, "layout"):
+                self._check_language_model(name)
+        except ValueError:
+            self._parts = before
+            raise
+        self._trained -= {name, *presets.DEPENDENTS.get(name, ())}
+        self.__dict__.pop("unit_samples", None)
+
     @property
     def codec(self):
         return self.part("codec")
@@ -156,8 +193,8 @@ class AudioLMPipeline:
         return self.part("fine_lm")
 
     @property
-    def has_fine_stage(self):
-        return "fine_lm" in self._parts
+    def parallel_decoder(self):
+        return self.part("parallel_decoder")
 
     @property
     def sample_rate(self):
@@ -407,6 +444,7 @@ class AudioLMPipeline:
         seed=None,
         num_candidates=1,
         scorer=None,
+        acoustic_decoder="cascade",
         return_tokens=False,
         verbose=False,
         **sampling,
@@ -426,6 +464,9 @@ class AudioLMPipeline:
             scorer: callable of a candidate's audio `(samples,)` and `Tokens`
                 that gives a number, the higher the better. By default the
                 language models' own likelihood.
+            acoustic_decoder: `"cascade"`, the coarse and the fine stage, or
+                `"parallel"`, the parallel decoder, whose sampling settings
+                are those of the coarse stage.
             return_tokens: bool. Whether to return the tokens as well.
             verbose: bool. Whether to show progress.
             **sampling: `temperature`, `top_k`, `top_p` and
@@ -444,9 +485,10 @@ class AudioLMPipeline:
             ValueError: on unusable audio, a duration of zero or less, or
                 untrained parts.
         """
+        self._require_decoder(acoustic_decoder, "Generating")
         given = self._prompts(prompt, batch_size)
         prompts = given.repeated(num_candidates)
-        cascade = self._cascade(sampling, seed)
+        cascade = self._cascade(sampling, seed, acoustic_decoder)
         pieces = self._continue(cascade, prompts.clips, duration, verbose)
         tokens, done = [next(pieces)], 0
         made = room_for(len(prompts.clips), duration, self.sample_rate)
@@ -484,6 +526,7 @@ class AudioLMPipeline:
         duration=None,
         batch_size=None,
         seed=None,
+        acoustic_decoder="cascade",
         verbose=False,
         **sampling,
     ):
@@ -497,7 +540,8 @@ class AudioLMPipeline:
         Args:
             duration: float, optional. Seconds of new audio. By default it
                 never ends.
-            prompt, batch_size, seed, verbose, **sampling: as of `generate`.
+            prompt, batch_size, seed, acoustic_decoder, verbose, **sampling:
+                as of `generate`.
 
         Returns:
             An iterator of float32 `(samples,)`, or `(batch, samples)` where
@@ -510,17 +554,17 @@ class AudioLMPipeline:
             speaker.write(chunk)
         ```
         """
+        self._require_decoder(acoustic_decoder, "Generating")
         prompts = self._prompts(prompt, batch_size)
         if duration is None:
             duration = math.inf
-        cascade = self._cascade(sampling, seed)
+        cascade = self._cascade(sampling, seed, acoustic_decoder)
         pieces = self._continue(cascade, prompts.clips, duration, verbose)
         next(pieces)
         return (c[0] if prompts.kind == "one" else c for c, _ in pieces)
 
     def _prompts(self, prompt, batch_size):
         """What `generate` was given, as `Prompts`."""
-        self._require(self.part_names, "Generating")
         if batch_size is not None and batch_size < 1:
             raise ValueError(
                 f"`batch_size` must be 1 or more. Received: {batch_size}"
@@ -637,7 +681,14 @@ class AudioLMPipeline:
             acoustic[rows, (longest - count) * a :] = tokens.acoustic
         return Tokens(semantic, acoustic)
 
-    def resynthesize(self, audio, seed=None, verbose=False, **sampling):
+    def resynthesize(
+        self,
+        audio,
+        seed=None,
+        acoustic_decoder="cascade",
+        verbose=False,
+        **sampling,
+    ):
         """Keeps what is said and samples how it sounds.
 
         The paper's acoustic generation: the semantic tokens of a recording
@@ -645,12 +696,12 @@ class AudioLMPipeline:
 
         Args:
             audio: path, `(samples,)` or `(batch, samples)` at `sample_rate`.
-            seed, verbose, **sampling: as of `generate`.
+            seed, acoustic_decoder, verbose, **sampling: as of `generate`.
 
         Returns:
             Float32 audio of the same shape.
         """
-        self._require(self.part_names, "Resynthesizing")
+        self._require_decoder(acoustic_decoder, "Resynthesizing")
         audio, batched = self._read(audio)
         units = -(-audio.shape[1] // self.unit_samples)
         padding = units * self.unit_samples - audio.shape[1]
@@ -660,7 +711,7 @@ class AudioLMPipeline:
         )
         nothing = np.zeros((len(audio), 0, self.codec.num_quantizers), "int32")
         known = Tokens(semantic, nothing)
-        cascade = self._cascade(sampling, seed)
+        cascade = self._cascade(sampling, seed, acoustic_decoder)
         pieces = self._play(cascade, known, audio.shape[1], verbose)
         made = np.concatenate([chunk for chunk, _ in pieces], axis=1)
         return made if batched else made[0]
@@ -678,15 +729,47 @@ class AudioLMPipeline:
                     f"{segment.name} tokens, and the {kind} has {size}. Train "
                     "a language model of its own for it."
                 )
+        if name != "parallel_decoder":
+            return
+        levels = self.parallel_decoder.layout.predicted.levels
+        if levels != self.codec.num_quantizers:
+            raise ValueError(
+                f"The parallel_decoder was made for {levels} levels, and the "
+                f"codec has {self.codec.num_quantizers}; it fills in them all."
+            )
 
-    def _cascade(self, sampling, seed):
-        for name in self.part_names:
-            if name.endswith("_lm"):
-                self._check_language_model(name)
+    def _require_decoder(self, acoustic_decoder, purpose):
+        """Raises `ValueError` unless all parts of this way are trained."""
+        if acoustic_decoder not in ("cascade", "parallel"):
+            raise ValueError(
+                "`acoustic_decoder` must be 'cascade' or 'parallel'. "
+                f"Received: {acoustic_decoder!r}"
+            )
+        left_out = ["parallel_decoder"]
+        if acoustic_decoder == "parallel":
+            if "parallel_decoder" not in self._parts:
+                raise ValueError(
+                    "This pipeline has no parallel decoder. Add one with "
+                    "pipeline.add_part('parallel_decoder', ...) and train it, "
+                    "or generate with acoustic_decoder='cascade'."
+                )
+            left_out = ["coarse_lm", "fine_lm"]
+        self._require(
+            [n for n in self.part_names if n not in left_out], purpose
+        )
+
+    def _cascade(self, sampling, seed, acoustic_decoder):
+        names = ["semantic_lm", "coarse_lm", "fine_lm"]
+        if acoustic_decoder == "parallel":
+            # It is a coarse stage of all levels.
+            names = ["semantic_lm", "parallel_decoder"]
+        names = [name for name in names if name in self._parts]
+        for name in names:
+            self._check_language_model(name)
+        models = [self.part(name) for name in names]
         return Cascade(
-            self.semantic_lm,
-            self.coarse_lm,
-            self.fine_lm if self.has_fine_stage else None,
+            *models,
+            *[None] * (3 - len(models)),
             self.unit,
             self.unit_samples / self.sample_rate,
             by_stage(sampling),

@@ -33,11 +33,14 @@ PARTS = (
     "semantic_lm",
     "coarse_lm",
     "fine_lm",
+    "parallel_decoder",
 )
-# The parts whose tokens a part makes.
+# A pipeline may do without these.
+OPTIONAL_PARTS = ("fine_lm", "parallel_decoder")
+# The parts that learn the tokens that a part makes.
 DEPENDENTS = {
-    "codec": ("coarse_lm", "fine_lm"),
-    "semantic_tokenizer": ("semantic_lm", "coarse_lm"),
+    "codec": ("coarse_lm", "fine_lm", "parallel_decoder"),
+    "semantic_tokenizer": ("semantic_lm", "coarse_lm", "parallel_decoder"),
 }
 # What each part may be. Nothing else is ever built from a preset.
 PART_CLASSES = {
@@ -46,6 +49,7 @@ PART_CLASSES = {
     "semantic_lm": "StageLM",
     "coarse_lm": "StageLM",
     "fine_lm": "StageLM",
+    "parallel_decoder": "ParallelDecoder",
 }
 NESTED_CLASSES = {"W2vBert", "StageBackbone"}
 KERAS_CLASSES = {"DTypePolicy"}
@@ -58,6 +62,7 @@ MODULES = {
         "keras_audiolm.semantic.w2v_bert",
     ),
     "StageLM": ("keras_audiolm.language_model.stage_lm",),
+    "ParallelDecoder": ("keras_audiolm.language_model.parallel_decoder",),
 }
 
 
@@ -461,7 +466,8 @@ def check_parts(parts, trained):
             raise ValueError(
                 f"There is no part {name!r}. Parts are {', '.join(PARTS)}."
             )
-    for name in (*PARTS[:-1], *trained):
+    required = [name for name in PARTS if name not in OPTIONAL_PARTS]
+    for name in (*required, *trained):
         if name not in parts:
             raise ValueError(
                 f"The part {name!r} is missing. Received: {list(parts)}"

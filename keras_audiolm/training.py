@@ -15,7 +15,7 @@ from keras_audiolm.data.tokens import TokenCrops, tokenize_corpus
 from keras_audiolm.layers.checksum import weights_checksum
 from keras_audiolm.presets import PARTS
 
-LANGUAGE_MODELS = ("semantic_lm", "coarse_lm", "fine_lm")
+LANGUAGE_MODELS = ("semantic_lm", "coarse_lm", "fine_lm", "parallel_decoder")
 # Seconds of the crops of the parts that hear audio. The language models know
 # their own.
 CROP_DURATION = {"codec": 1.0, "semantic_tokenizer": 6.0}
@@ -25,6 +25,7 @@ BATCH_SIZE = {
     "semantic_lm": 8,
     "coarse_lm": 4,
     "fine_lm": 4,
+    "parallel_decoder": 4,
 }
 # Batches of crops that k-means sees in a pass.
 KMEANS_BATCHES = 64
@@ -340,13 +341,14 @@ def fit_language_model(pipeline, part, plan, corpora):
     batch_size = plan.of("batch_size", part, BATCH_SIZE[part])
     seconds = pipeline.unit_samples / pipeline.sample_rate
     units = max(round(model.crop_duration / seconds), 1)
+    coarse = model if part == "parallel_decoder" else pipeline.coarse_lm
 
     def crops(corpus, steps, **kwargs):
         made = TokenCrops(
             corpus,
             pipeline.unit,
             units,
-            stage_inputs(part, pipeline.coarse_lm.layout.predicted.levels),
+            stage_inputs(part, coarse.layout.predicted.levels),
             batch_size,
             steps or 1,
             seed=plan.seed,
@@ -380,6 +382,7 @@ def stage_inputs(part, coarse_levels):
             "semantic_lm": ("semantic",),
             "coarse_lm": ("semantic", "coarse"),
             "fine_lm": ("coarse", "fine"),
+            "parallel_decoder": ("semantic", "coarse"),
         }[part]
         return {name: codes[name] for name in names}
 
@@ -388,7 +391,8 @@ def stage_inputs(part, coarse_levels):
 
 def default_optimizer(model, steps):
     """AdamW with warm-up and cosine decay; wider models go slower."""
-    peak = 0.016 / math.sqrt(model.backbone.hidden_dim)
+    width = getattr(model, "backbone", model).hidden_dim
+    peak = 0.016 / math.sqrt(width)
     warmup = min(max(steps // 20, 1), 1000)
     return keras.optimizers.AdamW(
         keras.optimizers.schedules.CosineDecay(

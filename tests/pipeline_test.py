@@ -5,11 +5,21 @@ import soundfile
 
 from keras_audiolm import (
     AudioLMPipeline,
+    ParallelDecoder,
     SoundStreamTrainer,
     TokenLayout,
     training,
 )
-from tests.tiny import SAMPLE_RATE, tiny_lm, tiny_pipeline
+from tests.tiny import (
+    COARSE_LEVELS,
+    CODEBOOK_SIZE,
+    FINE_LEVELS,
+    NUM_CLUSTERS,
+    SAMPLE_RATE,
+    tiny_codec,
+    tiny_lm,
+    tiny_pipeline,
+)
 
 
 def noise(*shape, seed=0):
@@ -327,6 +337,91 @@ def test_clips_of_different_lengths_get_their_own_tokens(pipeline):
         assert acoustic.shape == alone.acoustic.shape
         assert (semantic == alone.semantic).mean() > 0.9
         assert (acoustic == alone.acoustic).mean() > 0.99
+
+
+# === The parallel decoder ===
+
+
+def tiny_parallel_decoder(levels=COARSE_LEVELS + FINE_LEVELS):
+    layout = TokenLayout.coarse(NUM_CLUSTERS, levels, CODEBOOK_SIZE, 25.0, 50.0)
+    return ParallelDecoder(
+        layout,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=8,
+        intermediate_dim=16,
+        kernel_size=3,
+        crop_duration=1.0,
+    )
+
+
+def test_the_parallel_decoder_trains_generates_and_is_kept(
+    recordings, tmp_path
+):
+    pipeline = tiny_pipeline()
+    settings = dict(duration=0.4, acoustic_decoder="parallel", seed=0)
+    with pytest.raises(ValueError, match="no parallel decoder.*add_part"):
+        pipeline.generate(**settings)
+    pipeline.add_part("parallel_decoder", tiny_parallel_decoder())
+    with pytest.raises(ValueError, match="parallel_decoder is untrained"):
+        pipeline.generate(**settings)
+    pipeline.generate(duration=0.2)  # which does not need it
+    history = pipeline.fit(
+        recordings, steps_per_epoch=2, batch_size=2, verbose=0
+    )
+    assert list(history) == ["parallel_decoder"]
+    assert np.isfinite(history["parallel_decoder"]["loss"]).all()
+
+    # Neither of the stages that it stands in for is asked.
+    pipeline.coarse_lm.generate = pipeline.fine_lm.generate = None
+    audio, tokens = pipeline.generate(
+        noise(16000), return_tokens=True, **settings
+    )
+    assert audio.shape == (16000 + 6400,)
+    assert tokens.acoustic.shape == (70, 3)
+    long = list(pipeline.stream(**{**settings, "duration": 2.5}))
+    assert sum(map(len, long)) == 40000 and len(long) > 2
+    made = pipeline.resynthesize(
+        noise(12345), acoustic_decoder="parallel", seed=0
+    )
+    assert made.shape == (12345,)
+
+    pipeline.save_to_preset(tmp_path / "preset")
+    again = AudioLMPipeline.from_preset(tmp_path / "preset")
+    assert again.trained_parts == pipeline.part_names
+    np.testing.assert_allclose(
+        again.generate(noise(16000), **settings), audio, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "message"),
+    [
+        ("parallel", tiny_parallel_decoder, "no part 'parallel'"),
+        ("parallel_decoder", tiny_codec, "must be a ParallelDecoder.*Sound"),
+        (
+            "parallel_decoder",
+            lambda: tiny_parallel_decoder(2),
+            "for 2 levels.*codec has 3",
+        ),
+    ],
+)
+def test_a_part_that_does_not_fit_is_not_added(pipeline, name, model, message):
+    before = pipeline.part_names
+    with pytest.raises(ValueError, match=message):
+        pipeline.add_part(name, model())
+    assert pipeline.part_names == before
+
+
+def test_another_codec_leaves_no_stage_trained():
+    pipeline = tiny_pipeline()
+    pipeline.add_part("codec", tiny_codec())
+    assert pipeline.trained_parts == ["semantic_tokenizer", "semantic_lm"]
+
+
+def test_the_way_to_acoustic_tokens_is_one_of_two(pipeline):
+    with pytest.raises(ValueError, match="'cascade' or 'parallel'.*'both'"):
+        pipeline.generate(duration=0.2, acoustic_decoder="both")
 
 
 # === Training ===
