@@ -1,0 +1,276 @@
+"""Speed of the language models and of the whole pipeline.
+
+    python benchmarks/generation.py                 # all cores, JAX
+    KERAS_BACKEND=torch python benchmarks/generation.py
+    python benchmarks/generation.py --only semantic coarse
+
+Prints medians of repeated runs as Markdown, beside what bounds them on this
+machine: the rate at which memory is read, and of a large product. Weights are
+random but those of the preset: they do not change the time.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import keras_audiolm  # chooses the backend  # isort: skip
+import keras
+import numpy as np
+from keras import ops
+
+from keras_audiolm.layers.compiled import CompiledFunction
+
+PRESET = "voices_small"
+PROMPT_SECONDS, NEW_SECONDS = 3, 7
+SMALL = dict(
+    num_layers=6, num_heads=8, hidden_dim=512, intermediate_dim=1365, dropout=0
+)
+# The paper's stage.
+LARGE = dict(num_layers=12, num_heads=16, hidden_dim=1024)
+# A parallel decoder of the preset's kind of size.
+PARALLEL = dict(
+    num_layers=6, num_heads=8, hidden_dim=256, intermediate_dim=1024, dropout=0
+)
+LAYOUTS = {
+    "semantic": keras_audiolm.TokenLayout.semantic(1024, 25.0),
+    "coarse": keras_audiolm.TokenLayout.coarse(1024, 3, 1024, 25.0, 50.0),
+}
+
+
+def median_seconds(run, repeats):
+    run()  # compiles
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def stage_lm(stage, sizes, crop_duration):
+    lm = keras_audiolm.StageLM(
+        LAYOUTS[stage], dict(sizes), crop_duration=crop_duration
+    )
+    lm.build()
+    return lm
+
+
+def codes_of(stage, batch, frames):
+    """Random codes, the last segment of which has `frames` frames."""
+    rng = np.random.default_rng(0)
+    layout = LAYOUTS[stage]
+    rate = layout.predicted.frame_rate
+    return {
+        s.name: rng.integers(
+            s.codebook_size,
+            size=(batch, round(frames * s.frame_rate / rate), s.levels),
+        ).astype("int32")
+        for s in layout.segments
+    }
+
+
+# === What bounds it ===
+
+
+def memory_rate():
+    """Bytes a second of one pass over an array far larger than caches."""
+    data = ops.ones((2**27,))
+    add = CompiledFunction(keras.Model(), ops.sum)
+    seconds = median_seconds(lambda: ops.convert_to_numpy(add(data)), 5)
+    return 4 * 2**27 / seconds
+
+
+def product_rate():
+    """Operations a second of a large float32 product."""
+    data = ops.ones((2048, 2048))
+    multiply = CompiledFunction(keras.Model(), ops.matmul)
+    seconds = median_seconds(
+        lambda: ops.convert_to_numpy(multiply(data, data)), 5
+    )
+    return 2 * 2048**3 / seconds
+
+
+# === Measurements: each gives rows of name, figure and what it means ===
+
+
+def measure_semantic(repeats):
+    return [sampling("semantic", SMALL, 250, 0, repeats)]
+
+
+def measure_coarse(repeats):
+    # 100 semantic tokens before 300 acoustic ones.
+    return [sampling("coarse", SMALL, 100, 100, repeats)]
+
+
+def measure_large(repeats):
+    """The paper's stage reads all of its weights for each token."""
+    lm = stage_lm("semantic", LARGE, 4.0)
+    frames = 100
+    seconds = median_seconds(
+        lambda: lm.generate({}, frames, seed=0), min(repeats, 3)
+    )
+    rate = frames / seconds
+    part = rate * 4 * lm.count_params() / memory_rate()
+    return [
+        (
+            f"paper's stage, {size_of(lm)}, 100 tokens",
+            f"{rate:.1f} tokens/s",
+            f"{part:.0%} of the memory's rate",
+        )
+    ]
+
+
+def sampling(stage, sizes, frames, told, repeats):
+    lm = stage_lm(stage, sizes, max(frames, told) / 25.0)
+    codes = codes_of(stage, 1, frames)
+    codes.pop(lm.layout.predicted.name)
+    seconds = median_seconds(
+        lambda: lm.generate(codes, frames, seed=0), repeats
+    )
+    rate = frames * lm.layout.predicted.levels / seconds
+    read = rate * 4 * lm.count_params() / 1e9
+    tokens = frames * lm.layout.predicted.levels
+    before = f"{told} + " if told else ""
+    return (
+        f"{stage} LM, {size_of(lm)}, {before}{tokens} tokens",
+        f"{rate:.0f} tokens/s",
+        f"{read:.1f} GB/s of weights",
+    )
+
+
+def size_of(lm):
+    return f"{lm.count_params() / 1e6:.0f} M"
+
+
+def measure_training(repeats):
+    rows = []
+    # 4 x 250 tokens, and 2 x (100 + 600).
+    for stage, batch, frames in (("semantic", 4, 250), ("coarse", 2, 200)):
+        lm = stage_lm(stage, SMALL, 10.0)
+        lm.compile(keras.optimizers.Adam(1e-4))
+        codes = codes_of(stage, batch, frames)
+        seconds = median_seconds(
+            lambda m=lm, c=codes: m.train_on_batch(c), repeats
+        )
+        tokens = sum(block.size for block in codes.values())
+        rate = tokens / seconds
+        work = 6 * lm.count_params() * rate / 1e9
+        rows.append(
+            (
+                f"training step, {stage} LM, {size_of(lm)}, {tokens} tokens",
+                f"{rate:.0f} tokens/s",
+                f"{work:.0f} GFLOP/s",
+            )
+        )
+    return rows
+
+
+def measure_pipeline(repeats):
+    pipeline = keras_audiolm.AudioLMPipeline.from_preset(PRESET)
+    prompt = noise(PROMPT_SECONDS * pipeline.sample_rate)
+    rows = []
+    for name, settings in (
+        ("cascade", {}),
+        ("parallel decoder", {"acoustic_decoder": "parallel"}),
+    ):
+        if settings:
+            add_parallel_decoder(pipeline)
+        seconds = median_seconds(
+            lambda s=settings: pipeline.generate(
+                prompt, duration=NEW_SECONDS, seed=0, **s
+            ),
+            repeats,
+        )
+        rows.append(
+            (
+                f"{PRESET}, {name}, {PROMPT_SECONDS} s + {NEW_SECONDS} s",
+                f"{seconds:.2f} s",
+                f"real-time factor {seconds / NEW_SECONDS:.2f}",
+            )
+        )
+    return rows
+
+
+def add_parallel_decoder(pipeline):
+    """One with random weights: they do not change the time."""
+    layout = keras_audiolm.TokenLayout.coarse(
+        pipeline.semantic_tokenizer.codebook_size,
+        pipeline.codec.num_quantizers,
+        pipeline.codec.codebook_size,
+        pipeline.sample_rate / pipeline.semantic_tokenizer.hop_length,
+        pipeline.sample_rate / pipeline.codec.hop_length,
+    )
+    decoder = keras_audiolm.ParallelDecoder(layout, **PARALLEL)
+    pipeline.add_part("parallel_decoder", decoder)
+    pipeline.mark_trained("parallel_decoder")
+
+
+def noise(samples):
+    rng = np.random.default_rng(0)
+    return rng.normal(0, 0.1, samples).clip(-1, 1).astype("float32")
+
+
+def measure_start(repeats):
+    """First sound of the command line in a new process, programs cached."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            *(sys.executable, "-c", "import keras_audiolm.cli as c; c.main()"),
+            *("sample", "--preset", PRESET, "--duration", "2"),
+            *("--output", os.path.join(folder, "sample.wav")),
+        ]
+        seconds = median_seconds(
+            lambda: subprocess.run(command, check=True, capture_output=True),
+            min(repeats, 3),
+        )
+    return [("a new process, 2 s from nothing", f"{seconds:.1f} s", "")]
+
+
+MEASUREMENTS = {
+    "semantic": measure_semantic,
+    "coarse": measure_coarse,
+    "large": measure_large,
+    "training": measure_training,
+    "pipeline": measure_pipeline,
+    "start": measure_start,
+}
+
+
+def report(rows, backend, cores, memory, product):
+    lines = ["| work | measured | |", "|---|---:|---:|"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    lines += [
+        "",
+        f"{backend}, {cores} core(s) of "
+        f"{platform.processor() or platform.machine()}: memory is read at "
+        f"{memory / 1e9:.0f} GB/s, a large product makes "
+        f"{product / 1e9:.0f} GFLOP/s.",
+    ]
+    return "\n".join(lines)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=MEASUREMENTS)
+    args = parser.parse_args(argv)
+    rows = []
+    for name in args.only or MEASUREMENTS:
+        rows += MEASUREMENTS[name](args.repeats)
+    print(
+        report(
+            rows,
+            keras.backend.backend(),
+            len(os.sched_getaffinity(0)),
+            memory_rate(),
+            product_rate(),
+        )
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
