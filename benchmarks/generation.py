@@ -3,6 +3,8 @@
     python benchmarks/generation.py                 # all cores, JAX
     KERAS_BACKEND=torch python benchmarks/generation.py
     python benchmarks/generation.py --only semantic coarse
+    python benchmarks/generation.py --only int8 \\
+        --recordings corpora/debian_voices/held_out
 
 Prints medians of repeated runs as Markdown, beside what bounds them on this
 machine: the rate at which memory is read, and of a large product. Weights are
@@ -23,10 +25,12 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_audiolm.data.audio import find_audio_files
 from keras_audiolm.layers.compiled import CompiledFunction
 
 PRESET = "voices_small"
 PROMPT_SECONDS, NEW_SECONDS = 3, 7
+INT8_SECONDS = 2
 SMALL = dict(
     num_layers=6, num_heads=8, hidden_dim=512, intermediate_dim=1365, dropout=0
 )
@@ -215,6 +219,55 @@ def noise(samples):
     return rng.normal(0, 0.1, samples).clip(-1, 1).astype("float32")
 
 
+def measure_int8(repeats, recordings):
+    """Keras's quantization, on tokens that the models have not seen."""
+    pipeline = keras_audiolm.AudioLMPipeline.from_preset(PRESET)
+    samples = round(INT8_SECONDS * pipeline.sample_rate)
+    clips = [
+        keras_audiolm.load_audio(path, pipeline.sample_rate)
+        for path in find_audio_files(recordings)
+    ]
+    clips = [clip[:samples] for clip in clips if len(clip) >= samples]
+    semantic, acoustic = pipeline.tokenize(np.stack(clips))
+    levels = pipeline.coarse_lm.layout.predicted.levels
+    codes = {
+        "semantic": semantic[..., None],
+        "coarse": acoustic[..., :levels],
+        "fine": acoustic[..., levels:],
+    }
+    rows = []
+    for name in ("semantic_lm", "coarse_lm", "fine_lm"):
+        lm = pipeline.part(name)
+        told = {s.name: codes[s.name] for s in lm.layout.segments}
+        before, rate = likeliest(lm, told), sampling_rate(lm, told, repeats)
+        lm.quantize("int8")
+        same = (likeliest(lm, told) == before).mean()
+        after = sampling_rate(lm, told, repeats)
+        rows.append(
+            (
+                f"{name} of {PRESET} as int8",
+                f"{rate:.0f} to {after:.0f} tokens/s",
+                f"{same:.1%} of {before.size} likeliest codes are the same",
+            )
+        )
+    return rows
+
+
+def likeliest(lm, codes):
+    logits = CompiledFunction(lm, lm.call)(codes)
+    return ops.convert_to_numpy(ops.argmax(logits, axis=-1))
+
+
+def sampling_rate(lm, codes, repeats):
+    segment = lm.layout.predicted
+    frames = codes[segment.name].shape[1]
+    told = {
+        name: block[:1] for name, block in codes.items() if name != segment.name
+    }
+    seconds = median_seconds(lambda: lm.generate(told, frames, seed=0), repeats)
+    return frames * segment.levels / seconds
+
+
 def measure_start(repeats):
     """First sound of the command line in a new process, programs cached."""
     with tempfile.TemporaryDirectory() as folder:
@@ -235,6 +288,7 @@ MEASUREMENTS = {
     "coarse": measure_coarse,
     "large": measure_large,
     "training": measure_training,
+    "int8": measure_int8,
     "pipeline": measure_pipeline,
     "start": measure_start,
 }
@@ -257,10 +311,15 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=MEASUREMENTS)
+    parser.add_argument("--recordings", help="folder, for int8")
     args = parser.parse_args(argv)
+    names = args.only or [n for n in MEASUREMENTS if n != "int8"]
+    if "int8" in names and not args.recordings:
+        parser.error("int8 needs --recordings")
     rows = []
-    for name in args.only or MEASUREMENTS:
-        rows += MEASUREMENTS[name](args.repeats)
+    for name in names:
+        more = [args.recordings] if name == "int8" else []
+        rows += MEASUREMENTS[name](args.repeats, *more)
     print(
         report(
             rows,
