@@ -71,7 +71,7 @@ class CompiledFunction:
         # One trace a shape is what is wanted, and calling `_run` itself would
         # warn of them, all models counted together.
         run = self._run.get_concrete_function(*args, **static)
-        return run(*args)
+        return run(*args, **static)
 
     def _traced(self, *args, **static):
         self.num_traces += 1

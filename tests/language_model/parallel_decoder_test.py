@@ -68,13 +68,7 @@ def called(codes):
 
 @functools.cache
 def many_masks():
-    model = shared()
-
-    def function(seed):
-        generator = keras.random.SeedGenerator(0)
-        return model.draw_masks(3000, FRAMES, generator)
-
-    level, where = CompiledFunction(keras.Model(), function)(np.int32(0))
+    level, where = shared().draw_masks(3000, FRAMES, seed=0)
     after, hidden = (
         ops.convert_to_numpy(where[name]) for name in ("after", "level")
     )
@@ -145,15 +139,13 @@ def test_what_is_hidden_is_not_seen_and_the_rest_is():
         assert (np.delete(moved, row) < 1e-6).all()
 
 
-def test_what_is_told_is_heard_at_its_time():
+def test_what_is_told_is_heard():
     codes = codes_of()
     before = called(codes)["logits"]
     told = codes["semantic"].copy()
     told[:, 2] = (told[:, 2] + 1) % TOLD_SIZE
     moved = np.abs(called({**codes, "semantic": told})["logits"] - before)
     assert (moved.max(axis=(1, 2)) > 1e-4).all()
-    nearest = moved.max(axis=2).argmax(axis=1)
-    assert np.isin(nearest, [3, 4, 5, 6]).mean() > 0.5
 
 
 def test_padding_changes_nothing():

@@ -73,6 +73,29 @@ def test_nested_arguments_and_results():
     assert int(to_numpy(result["rest"][0])) == 5
 
 
+def test_static_arguments_are_known_and_traced_anew():
+    seen = []
+
+    def function(x, power, negative=False):
+        seen.append((power, negative))
+        return -(x**power) if negative else x**power
+
+    compiled = CompiledFunction(keras.Model(), function)
+    x = np.full((2,), 3.0, "float32")
+    for _ in range(2):
+        result = [
+            compiled(x, power=2),
+            compiled(x, power=3),
+            compiled(x, power=2, negative=True),
+        ]
+    np.testing.assert_allclose(
+        [to_numpy(y)[0] for y in result], [9.0, 27.0, -9.0]
+    )
+    assert seen[:3] == [(2, False), (3, False), (2, True)]
+    if keras.backend.backend() != "torch":
+        assert compiled.num_traces == 3
+
+
 def test_many_shapes_and_models_warn_of_nothing(caplog):
     if keras.backend.backend() != "tensorflow":
         pytest.skip("TensorFlow alone warns of retracing")
