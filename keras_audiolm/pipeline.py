@@ -79,6 +79,11 @@ class AudioLMPipeline:
         folder = presets.find_preset(preset)
         metadata = presets.read_metadata(folder)
         names = metadata["parts"]
+        if names == ["codec"]:
+            raise ValueError(
+                f"The preset {str(preset)!r} is a codec alone. Load it with "
+                f"SoundStream.from_preset({str(preset)!r})."
+            )
         trained = metadata["trained"] if load_weights else []
         pipeline = cls(dict.fromkeys(names), trained)
         for name in names:

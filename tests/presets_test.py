@@ -353,3 +353,9 @@ def test_a_preset_does_not_hold_how_it_was_trained(tmp_path, monkeypatch):
             strict=True,
         ):
             np.testing.assert_array_equal(a, b)
+
+
+def test_a_codec_alone_is_no_pipeline(tmp_path):
+    tiny_pipeline().codec.save_to_preset(tmp_path / "codec")
+    with pytest.raises(ValueError, match="codec alone.*SoundStream.from_pre"):
+        AudioLMPipeline.from_preset(tmp_path / "codec")
