@@ -42,7 +42,7 @@ class Decoder:
     def __init__(self, lm):
         self.lm = lm
         self._start = CompiledFunction(lm, self._read)
-        self._go_on = CompiledFunction(lm, self._loop)
+        self._go_on = CompiledFunction(lm, self._loop, jit_compile=True)
 
     @property
     def num_traces(self):

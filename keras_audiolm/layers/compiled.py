@@ -16,11 +16,16 @@ def padded_frames(frames):
 def has_slow_batched_products():
     """Whether products of a batch of small matrices are slower than as many
     single ones: XLA on a processor calls no library for them."""
-    if keras.backend.backend() != "jax":
-        return False
-    import jax
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
 
-    return jax.default_backend() == "cpu"
+        return jax.default_backend() == "cpu"
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return not tf.config.list_physical_devices("GPU")
+    return False
 
 
 class CompiledFunction:
@@ -34,6 +39,9 @@ class CompiledFunction:
     Args:
         model: keras.Model or Layer whose variables the function reads.
         function: callable of tensors (or nested structures of them).
+        jit_compile: bool. Whether TensorFlow compiles by XLA, as JAX always
+            does: loops of small operations are faster, convolutions and first
+            calls slower.
 
     Call arguments:
         *args: arrays, or nested structures of them.
@@ -41,7 +49,7 @@ class CompiledFunction:
             another value is another trace.
     """
 
-    def __init__(self, model, function):
+    def __init__(self, model, function, jit_compile=False):
         self.model = model
         self.function = function
         self.num_traces = 0
@@ -53,7 +61,7 @@ class CompiledFunction:
         elif backend == "tensorflow":
             import tensorflow as tf
 
-            self._run = tf.function(self._traced)
+            self._run = tf.function(self._traced, jit_compile=jit_compile)
         else:
             self._run = self._traced
 
