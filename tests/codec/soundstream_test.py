@@ -1,4 +1,5 @@
 import math
+import pathlib
 
 import keras
 import numpy as np
@@ -7,6 +8,7 @@ from keras import ops
 
 from keras_audiolm.codec.noise_filling import band_edges, noise_table
 from keras_audiolm.codec.soundstream import SoundStream
+from keras_audiolm.data.audio import load_audio
 from keras_audiolm.layers.compiled import CompiledFunction, padded_frames
 from keras_audiolm.layers.lapped_transform import MDCT
 
@@ -559,3 +561,19 @@ def test_start_needs_enough_audio():
     with pytest.raises(ValueError, match="16 codes.*Received: 10 frames"):
         codec.initialize_codebooks([normal(1, 60)])
     assert float(to_numpy(codec.initialized)) == 0
+
+
+# === What is shipped ===
+
+
+def test_the_bundled_codec_keeps_real_speech():
+    codec = SoundStream.from_preset("soundstream_voices")
+    path = pathlib.Path(__file__).parents[2] / "examples/recordings/en.flac"
+    speech = load_audio(path, codec.sample_rate)[None, :48000]
+    codes = codec.encode(speech)
+    assert codes.shape == (1, 150, 8)
+    made = codec.decode(codes, 48000)
+    noise = ((made - speech) ** 2).sum()
+    assert 10 * np.log10((speech**2).sum() / noise) > 4
+    fewer = codec.decode(codes[..., :2], 48000)
+    assert ((fewer - speech) ** 2).sum() > noise
