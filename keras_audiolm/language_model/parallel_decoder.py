@@ -154,7 +154,9 @@ class ParallelDecoder(keras.Model):
         told, segment = self.layout.segments
         target = ops.cast(codes[segment.name], "int32")
         seed = self.seed_generator if training else self.seed
-        level, masked = self.draw_masks(*target.shape[:2], seed)
+        # TensorFlow knows the batch size when it runs.
+        size = ops.shape(target)[0], target.shape[1]
+        level, masked = self.draw_masks(*size, seed)
         levels = ops.arange(segment.levels)
         finer = levels[None] > level[:, None]  # (batch, levels)
         after = masked["after"][..., None]
