@@ -10,15 +10,16 @@ import numpy as np
 
 import keras_audiolm
 from keras_audiolm._bundled import bundled_preset_names, bundled_presets_dir
+from keras_audiolm.presets import read_metadata
 
 installed = pathlib.Path(keras_audiolm.__file__).resolve()
 assert installed.is_relative_to(pathlib.Path(sys.prefix).resolve()), installed
 assert bundled_presets_dir().is_relative_to(installed.parent)
-codecs = {"soundstream_voices"}  # a codec alone
-for name in set(bundled_preset_names()) - codecs:
-    keras_audiolm.AudioLMPipeline.from_preset(name)
-for name in codecs:
-    keras_audiolm.SoundStream.from_preset(name)
+for name in bundled_preset_names():
+    if read_metadata(bundled_presets_dir() / name)["parts"] == ["codec"]:
+        keras_audiolm.SoundStream.from_preset(name)
+    else:
+        keras_audiolm.AudioLMPipeline.from_preset(name)
 
 pipeline = keras_audiolm.AudioLMPipeline.from_preset("voices_small")
 rate = pipeline.sample_rate

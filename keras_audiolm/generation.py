@@ -10,7 +10,7 @@ from collections import namedtuple
 
 import numpy as np
 
-from keras_audiolm.language_model.layout import PADDING
+from keras_audiolm.language_model.layout import PADDING, absent_frames
 from keras_audiolm.language_model.sampling import Sampling
 
 Tokens = namedtuple("Tokens", ["semantic", "acoustic"])
@@ -170,7 +170,7 @@ class Cascade:
             `(batch, frames, fine levels)` int32.
         """
         lm = self.fine_lm
-        chunk = lm.window_frames(lm.layout.predicted)
+        chunk = lm.layout.predicted.frames_in(lm.crop_duration)
         batch, frames, levels = coarse.shape
         chunks = math.ceil(frames / chunk)
         padded = np.full((batch, chunks * chunk, levels), PADDING, "int32")
@@ -233,7 +233,7 @@ class Track:
 
 def from_start(codes):
     """Codes whose rows begin at once, with the -1 before them at the end."""
-    absent = (codes[..., 0] == PADDING).sum(axis=1, keepdims=True)
+    absent = absent_frames(codes)[:, None]
     places = (np.arange(codes.shape[1]) + absent) % max(codes.shape[1], 1)
     return np.take_along_axis(codes, places[..., None], axis=1)
 
@@ -250,7 +250,7 @@ class Player:
     def __init__(self, codec, prompt):
         self.codec = codec
         self.prompt = prompt
-        absent = (prompt[..., 0] == PADDING).sum(axis=1)
+        absent = absent_frames(prompt)
         # Rows of one length run together: a decoder that starts has heard
         # nothing, which is not the same as tokens that are not there.
         self.groups = [

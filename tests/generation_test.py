@@ -33,14 +33,11 @@ class FakeLM:
         self.crop_duration = crop_duration
         self.calls = []
 
-    def window_frames(self, segment):
-        return round(self.crop_duration * segment.frame_rate)
-
     def generate(self, codes, num_frames, return_scores, **sampling):
         assert return_scores
         segment = self.layout.predicted
         self.layout.check(codes)
-        assert 0 < num_frames <= self.window_frames(segment)
+        assert 0 < num_frames <= segment.frames_in(self.crop_duration)
         self.calls.append((codes, num_frames, sampling))
         batch = len(next(iter(codes.values())))
         number = len(self.calls) * 10**6

@@ -6,6 +6,7 @@ from keras import ops
 
 from keras_audiolm.language_model.layout import PADDING
 from keras_audiolm.language_model.sampling import (
+    check_scores,
     draw,
     gumbel_noise,
     row_generators,
@@ -108,11 +109,7 @@ class Decoder:
             made.append(ops.convert_to_numpy(part)[:, :steps])
             done += steps
             score = ops.convert_to_numpy(state["log_likelihood"])
-            if not np.isfinite(score).all():
-                raise ValueError(
-                    f"The logits of {self.lm.name!r} are not finite: its "
-                    "weights are broken. Load or train them again."
-                )
+            check_scores(score, self.lm)
         made = np.concatenate(made, axis=1)
         return made.reshape(-1, num_frames, segment.levels), score
 

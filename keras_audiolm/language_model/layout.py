@@ -25,6 +25,10 @@ class Segment:
     codebook_size: int
     frame_rate: float
 
+    def frames_in(self, seconds):
+        """How many frames a stretch of time has, one or more."""
+        return max(round(seconds * self.frame_rate), 1)
+
 
 @dataclasses.dataclass(frozen=True)
 class TokenLayout:
@@ -232,5 +236,52 @@ class TokenLayout:
                     f"Received: {block.min()} to {block.max()}"
                 )
 
+    def check_generation(self, codes, num_frames):
+        """Raises `ValueError` for codes that nothing can be generated from.
+
+        Args:
+            codes: dictionary of NumPy `(batch, frames, levels)` by segment:
+                all that is told, and maybe a prompt, -1 before its start.
+            num_frames: int. Frames of the predicted segment in the result.
+        """
+        if num_frames < 1:
+            raise ValueError(
+                f"`num_frames` must be 1 or more. Received: {num_frames}"
+            )
+        self.check(codes)
+        for segment in self.segments[:-1]:
+            if segment.name not in codes:
+                raise ValueError(
+                    f"The {segment.name!r} codes that this stage is "
+                    f"conditioned on are missing. Received: {list(codes)}"
+                )
+        batches = {name: len(block) for name, block in codes.items()}
+        if len(set(batches.values())) > 1 or 0 in batches.values():
+            raise ValueError(
+                "All codes must have the same batch size, one or more. "
+                f"Received: {batches}"
+            )
+        name = self.predicted.name
+        if name in codes and has_gap(np.asarray(codes[name]) == PADDING):
+            raise ValueError(
+                f"A {name} prompt may hold -1, which stands for frames that "
+                "are not there, before its first frame alone. Cut them off."
+            )
+
     def get_config(self):
         return {"segments": [dataclasses.asdict(s) for s in self.segments]}
+
+
+def absent_frames(codes):
+    """How many frames of -1 each row of NumPy codes has, `(batch,)`."""
+    return (codes[..., 0] == PADDING).sum(axis=1)
+
+
+def has_gap(absent):
+    """Whether anything of `(batch, frames, levels)` is absent after the start
+    of a row, or in a part of a frame."""
+    frames = absent.any(axis=2)
+    return bool(
+        (frames != absent.all(axis=2)).any()
+        or (frames[:, 1:] & ~frames[:, :-1]).any()
+    )

@@ -6,9 +6,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_audiolm.language_model.layout import PADDING, TokenLayout
+from keras_audiolm.language_model.layout import (
+    PADDING,
+    TokenLayout,
+    absent_frames,
+)
 from keras_audiolm.language_model.sampling import (
     Sampling,
+    check_scores,
     draw,
     gumbel_noise,
     row_generators,
@@ -272,6 +277,10 @@ class ParallelDecoder(keras.Model):
         Returns:
             NumPy int32 `(batch, num_frames, levels)`. With `return_scores`, a
             pair of it and float32 `(batch,)`, in nats.
+
+        Raises:
+            ValueError: on codes that do not fit the layout, no conditioning,
+                sampling settings out of range, or logits that are not finite.
         """
         sampling = Sampling(**sampling)
         if sampling.penalised:
@@ -280,17 +289,8 @@ class ParallelDecoder(keras.Model):
                 "`repetition_penalty`. Give it for the semantic stage alone: "
                 "repetition_penalty={'semantic': ...}"
             )
-        if num_frames < 1:
-            raise ValueError(
-                f"`num_frames` must be 1 or more. Received: {num_frames}"
-            )
+        self.layout.check_generation(codes, num_frames)
         told, segment = self.layout.segments
-        self.layout.check(codes)
-        if told.name not in codes:
-            raise ValueError(
-                f"The {told.name!r} codes that the decoder is conditioned on "
-                f"are missing. Received: {list(codes)}"
-            )
         self.build()
         batch = len(codes[told.name])
         nothing = np.zeros((batch, 0, segment.levels), "int32")
@@ -372,11 +372,7 @@ class ParallelDecoder(keras.Model):
                     truncated=sampling.truncated,
                 )
         score = ops.convert_to_numpy(score)
-        if not np.isfinite(score).all():
-            raise ValueError(
-                f"The logits of {self.name!r} are not finite: its weights are "
-                "broken. Load or train them again."
-            )
+        check_scores(score, self)
         return ops.convert_to_numpy(codes), score
 
     def _fill_once(
@@ -431,10 +427,6 @@ class ParallelDecoder(keras.Model):
         code = ops.reshape(code, (batch, frames, 1))
         return ops.where(here, code, codes), open_, score
 
-    def window_frames(self, segment):
-        """Frames of a segment in a window of `crop_duration`."""
-        return max(round(self.crop_duration * segment.frame_rate), 1)
-
     def get_config(self):
         return {
             **super().get_config(),
@@ -454,8 +446,3 @@ class ParallelDecoder(keras.Model):
         config = dict(config)
         config["layout"] = TokenLayout(**config["layout"])
         return cls(**config)
-
-
-def absent_frames(prompt):
-    """How many frames of -1 each row of a prompt begins with."""
-    return (prompt[..., 0] == PADDING).sum(axis=1).tolist()

@@ -67,6 +67,15 @@ class Sampling:
         }
 
 
+def check_scores(scores, model):
+    """Raises `ValueError` for log-likelihoods that are not finite."""
+    if not np.isfinite(scores).all():
+        raise ValueError(
+            f"The logits of {model.name!r} are not finite: its weights are "
+            "broken. Load or train them again."
+        )
+
+
 def row_generators(batch, seed):
     """Random generators, one a row.
 

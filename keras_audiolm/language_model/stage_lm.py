@@ -160,7 +160,7 @@ class StageLM(keras.Model):
                 or sampling settings out of range.
         """
         sampling = Sampling(**sampling)
-        self._check(codes, num_frames)
+        self.layout.check_generation(codes, num_frames)
         self.build()
         codes = self._windows(codes)
         name = self.layout.predicted.name
@@ -179,25 +179,6 @@ class StageLM(keras.Model):
         logits = ops.matmul(hidden, ops.transpose(head))
         return ops.cast(logits, "float32")
 
-    def _check(self, codes, num_frames):
-        if num_frames < 1:
-            raise ValueError(
-                f"`num_frames` must be 1 or more. Received: {num_frames}"
-            )
-        self.layout.check(codes)
-        batches = {name: len(block) for name, block in codes.items()}
-        if len(set(batches.values())) > 1 or 0 in batches.values():
-            raise ValueError(
-                "All codes must have the same batch size, one or more. "
-                f"Received: {batches}"
-            )
-        name = self.layout.predicted.name
-        if name in codes and has_gap(np.asarray(codes[name]) == PADDING):
-            raise ValueError(
-                f"A {name} prompt may hold -1, which stands for frames that "
-                "are not there, before its first frame alone. Cut them off."
-            )
-
     def _windows(self, codes):
         """All segments; those told are padded to their window.
 
@@ -210,24 +191,15 @@ class StageLM(keras.Model):
             told = segment != self.layout.predicted
             block = codes.get(segment.name)
             if block is None:
-                if told:
-                    raise ValueError(
-                        f"The {segment.name!r} codes that this stage is "
-                        f"conditioned on are missing. Received: {list(codes)}"
-                    )
                 block = np.zeros((batch, 0, segment.levels), "int32")
             block = np.asarray(block, "int32")
-            missing = self.window_frames(segment) - block.shape[1]
+            missing = segment.frames_in(self.crop_duration) - block.shape[1]
             whole[segment.name] = np.pad(
                 block,
                 [(0, 0), (0, max(missing, 0) if told else 0), (0, 0)],
                 constant_values=PADDING,
             )
         return whole
-
-    def window_frames(self, segment):
-        """Frames of a segment in a window of `crop_duration`."""
-        return max(round(self.crop_duration * segment.frame_rate), 1)
 
     def get_config(self):
         return {
@@ -245,13 +217,3 @@ class StageLM(keras.Model):
             config["backbone"]
         )
         return cls(**config)
-
-
-def has_gap(absent):
-    """Whether anything of `(batch, frames, levels)` is absent after the start
-    of a row, or in a part of a frame."""
-    frames = absent.any(axis=2)
-    return bool(
-        (frames != absent.all(axis=2)).any()
-        or (frames[:, 1:] & ~frames[:, :-1]).any()
-    )

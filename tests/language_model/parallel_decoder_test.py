@@ -373,6 +373,8 @@ def test_config_and_weights_round_trip(tmp_path):
     [
         ({"semantic": None}, {}, "'semantic'.*missing"),
         ({"coarse": np.full((4, 2, 3), 5)}, {}, "0 to 4"),
+        ({"coarse": np.zeros((3, 2, 3), int)}, {}, "same batch.*4.*3"),
+        ({"coarse": np.array([[[1] * 3, [-1] * 3]] * 4)}, {}, "prompt.*-1"),
         ({}, {"repetition_penalty": 2.0}, "repetition_penalty.*semantic"),
         ({}, {"temperature": -1}, "`temperature`.*-1"),
         ({}, {"num_frames": 0}, "`num_frames`.*0"),
