@@ -42,6 +42,11 @@ class ResidualVectorQuantizer(keras.layers.Layer):
         split_first: bool. Whether the levels after the first quantize the
             embedding itself and not what the first left over, as in Mimi.
             Needs a `code_dim`, whose projections can then share the work.
+        beam_width: int. How many choices of codes `encode` keeps in play from
+            level to level. With `1`, the paper's, each level takes the code
+            nearest to what is left over; more find codes whose sum is nearer,
+            at as many times the comparisons. Training always takes the
+            nearest. Defaults to `1`.
         seed: int. Of the level dropout and of the revival.
 
     Call arguments:
@@ -59,6 +64,8 @@ class ResidualVectorQuantizer(keras.layers.Layer):
      - [VQ-VAE, appendix A.1](https://arxiv.org/abs/1711.00937)
      - [DAC, section 3.2](https://arxiv.org/abs/2306.06546)
      - [Mimi, section 3.3](https://arxiv.org/abs/2410.00037)
+     - LeBlanc et al., 1993, "Efficient search and design procedures for robust
+       multi-stage VQ of LPC coefficients for 4 kb/s speech coding"
     """
 
     def __init__(
@@ -70,6 +77,7 @@ class ResidualVectorQuantizer(keras.layers.Layer):
         dropout=1.0,
         code_dim=None,
         split_first=False,
+        beam_width=1,
         seed=0,
         **kwargs,
     ):
@@ -88,6 +96,13 @@ class ResidualVectorQuantizer(keras.layers.Layer):
                 "`split_first` needs a `code_dim`: only projections let two "
                 "levels of the same embedding add up to it."
             )
+        if beam_width < 1 or (beam_width > 1 and code_dim):
+            raise ValueError(
+                "`beam_width` must be 1 or more, and 1 with a `code_dim`, "
+                "whose codes are looked up by direction. Received: "
+                f"beam_width={beam_width}, code_dim={code_dim}"
+            )
+        self.beam_width = beam_width
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 
@@ -126,15 +141,47 @@ class ResidualVectorQuantizer(keras.layers.Layer):
         """The centroids of a level, `(codebook_size, code_dim or dim)`."""
         return self.embedding_sum[level] / self.usage[level][:, None]
 
-    def encode(self, x):
-        """`(batch, frames, dim)` to codes `(batch, frames, num_quantizers)`."""
-        residual = ops.cast(x, "float32")
+    def encode(self, x, levels=None):
+        """`(batch, frames, dim)` to codes `(batch, frames, levels)` int32.
+
+        `levels` are as many as wanted, all by default.
+        """
+        x = ops.cast(x, "float32")
+        levels = levels or self.num_quantizers
+        if self.beam_width > 1:
+            return self._search(x, levels)
+        residual = x
         codes = []
-        for level in range(self.num_quantizers):
+        for level in range(levels):
             codes.append(self._look_up(level, self._project(level, residual)))
             if level or not self.split_first:
                 residual = residual - self._embedding(level, codes[-1])
         return ops.stack(codes, axis=-1)
+
+    def _search(self, x, levels):
+        """The codes of `encode`, found by keeping several in play."""
+        residual = x[:, :, None]  # (batch, frames, beams, dim)
+        codes = None  # (batch, frames, beams, levels so far)
+        for level in range(levels):
+            codebook = self.codebook(level)
+            distance = distances(residual, codebook) + ops.sum(
+                ops.square(residual), axis=-1, keepdims=True
+            )  # (batch, frames, beams, codebook_size)
+            batch, frames, beams, size = distance.shape
+            distance = ops.reshape(distance, (-1, frames, beams * size))
+            width = min(self.beam_width, beams * size)
+            _, best = ops.top_k(-distance, width)
+            parent, code = best // size, best % size  # (batch, frames, width)
+            residual = take_beams(residual, parent) - ops.take(
+                codebook, code, axis=0
+            )
+            code = ops.cast(code[..., None], "int32")
+            if codes is not None:
+                kept = take_beams(codes, parent)
+                code = ops.concatenate([kept, code], axis=-1)
+            codes = code
+        # The nearest comes first.
+        return codes[:, :, 0]
 
     def decode(self, codes):
         """Codes `(batch, frames, levels)` to the sum of their centroids.
@@ -318,17 +365,30 @@ class ResidualVectorQuantizer(keras.layers.Layer):
             "dropout": self.dropout,
             "code_dim": self.code_dim,
             "split_first": self.split_first,
+            "beam_width": self.beam_width,
             "seed": self.seed,
         }
 
 
 def nearest(x, codebook):
     """The nearest code of each vector: `(..., dim)` to `(...)` int32."""
-    x = ops.stop_gradient(x)
-    distance = ops.sum(ops.square(codebook), axis=-1) - 2 * ops.matmul(
-        x, ops.transpose(codebook)
-    )  # (..., codebook_size), less the constant |x|^2
+    distance = distances(ops.stop_gradient(x), codebook)
     return ops.cast(ops.argmin(distance, axis=-1), "int32")
+
+
+def distances(x, codebook):
+    """Squared distances to each code, less the constant |x|^2.
+
+    `(..., dim)` to `(..., codebook_size)`.
+    """
+    return ops.sum(ops.square(codebook), axis=-1) - 2 * ops.matmul(
+        x, ops.transpose(codebook)
+    )
+
+
+def take_beams(x, beams):
+    """`x[:, :, beams]`: `(batch, frames, beams, ...)`, of each frame its own."""
+    return ops.take_along_axis(x, beams[..., None], axis=2)
 
 
 def direction(x):

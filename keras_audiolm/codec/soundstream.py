@@ -72,8 +72,8 @@ class SoundStream(keras.Model):
             place, the same in every run.
         denoising: `None`, or the side, `"encoder"` or `"decoder"`, whose
             bottleneck can be switched to leave noise out.
-        code_dim: int, optional, and split_first: bool, of the
-            `ResidualVectorQuantizer`: options of later codecs.
+        code_dim: int, optional, split_first: bool, and beam_width: int, of
+            the `ResidualVectorQuantizer`: options of later codecs.
         codebook_decay: float. Of the codebooks' moving averages.
         quantizer_dropout: float. The part of training examples whose number
             of levels is drawn at random. Defaults to `1.0`.
@@ -126,6 +126,7 @@ class SoundStream(keras.Model):
         denoising=None,
         code_dim=None,
         split_first=False,
+        beam_width=1,
         codebook_decay=0.99,
         quantizer_dropout=1.0,
         seed=0,
@@ -155,6 +156,7 @@ class SoundStream(keras.Model):
         self.denoising = denoising
         self.code_dim = code_dim
         self.split_first = split_first
+        self.beam_width = beam_width
         self.codebook_decay = codebook_decay
         self.quantizer_dropout = quantizer_dropout
         self.seed = seed
@@ -180,6 +182,7 @@ class SoundStream(keras.Model):
             dropout=quantizer_dropout,
             code_dim=code_dim,
             split_first=split_first,
+            beam_width=beam_width,
             seed=seed,
             name="quantizer",
         )
@@ -482,16 +485,16 @@ class SoundStream(keras.Model):
         # What is padded on comes later and so changes nothing before.
         samples = padded * self.hop_length
         audio = np.pad(audio, [(0, 0), (0, samples - audio.shape[1])])
-        codes = ops.convert_to_numpy(self._encode(audio, *switch))
-        return codes[:, :frames, :levels]
+        codes = self._encode(audio, *switch, levels=levels)
+        return ops.convert_to_numpy(codes)[:, :frames]
 
     def _levels(self, bandwidth):
         if bandwidth is None:
             return self.num_quantizers
         return self.num_levels(bandwidth)
 
-    def _encode_padded(self, audio, switch=None):
-        return self.quantizer.encode(self.embed(audio, switch))
+    def _encode_padded(self, audio, switch=None, levels=None):
+        return self.quantizer.encode(self.embed(audio, switch), levels)
 
     def decode(self, codes, num_samples=None, denoise=None):
         """Acoustic tokens to audio.
@@ -616,13 +619,15 @@ class SoundStream(keras.Model):
         frames = samples // self.hop_length
         switch = self._switch("encoder", denoise, batch, frames)
         check_state(state, "encoder", batch)
-        codes, after = self._encode_step(chunk, state["encoder"], *switch)
+        codes, after = self._encode_step(
+            chunk, state["encoder"], *switch, levels=levels
+        )
         state = {**state, "encoder": after}
-        return ops.convert_to_numpy(codes)[..., :levels], state
+        return ops.convert_to_numpy(codes), state
 
-    def _encode_chunk(self, chunk, state, switch=None):
+    def _encode_chunk(self, chunk, state, switch=None, levels=None):
         embeddings, state = self.embed_step(chunk, state, switch)
-        return self.quantizer.encode(embeddings), state
+        return self.quantizer.encode(embeddings, levels), state
 
     def decode_step(self, codes, state, denoise=None):
         """The audio of the next codes of a stream.
@@ -758,6 +763,7 @@ class SoundStream(keras.Model):
             "denoising": self.denoising,
             "code_dim": self.code_dim,
             "split_first": self.split_first,
+            "beam_width": self.beam_width,
             "codebook_decay": self.codebook_decay,
             "quantizer_dropout": self.quantizer_dropout,
             "seed": self.seed,

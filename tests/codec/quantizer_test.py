@@ -95,6 +95,41 @@ def test_encode_and_decode_match_a_slow_quantizer():
         )
 
 
+def all_sums(books):
+    """Every choice of one code a level: the choices, and their sums."""
+    choices = np.stack(list(np.ndindex(*[len(book) for book in books])))
+    return choices, slow_decode(books, choices)
+
+
+@pytest.mark.parametrize("levels", range(1, LEVELS + 1))
+def test_a_beam_of_every_choice_finds_the_nearest_sum(levels):
+    quantizer = make_quantizer(beam_width=CODES**LEVELS)
+    x = normal(2, 5, DIM)
+    encode = CompiledFunction(quantizer, quantizer.encode)
+    choices, sums = all_sums(codebooks(quantizer)[:levels])
+    distance = np.square(x[:, :, None] - sums).sum(-1)
+    codes = to_numpy(encode(x, levels=levels))
+    assert codes.dtype == np.int32
+    np.testing.assert_array_equal(codes, choices[distance.argmin(-1)])
+
+
+def test_a_wider_beam_comes_nearer():
+    x = normal(4, 50, DIM)
+    errors = []
+    for width in (1, 2, 8, 64):
+        quantizer = make_quantizer(beam_width=width)
+        made = to_numpy(quantizer.decode(quantizer.encode(x)))
+        errors.append(np.square(x - made).mean())
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.95 * errors[0]
+
+
+@pytest.mark.parametrize("config", [{"beam_width": 0}, {"code_dim": 2}])
+def test_a_beam_that_cannot_be_is_refused(config):
+    with pytest.raises(ValueError, match="beam_width"):
+        ResidualVectorQuantizer(2, 4, **{"beam_width": 2, **config})
+
+
 def test_call_agrees_with_encode_and_decode_and_learns_nothing():
     quantizer = make_quantizer()
     x = normal(2, 5, DIM)

@@ -49,6 +49,19 @@ def test_streaming_is_offline(codec, chunks):
     )
 
 
+def test_a_beam_streams_and_searches_the_levels_that_are_wanted():
+    codec = make_codec("mdct", beam_width=4)
+    audio = normal(1, FRAMES * codec.hop_length)
+    codes, _ = stream(codec, audio, [2, 1, 3])
+    np.testing.assert_array_equal(codes, codec.encode(audio))
+    level = codec.sample_rate / codec.hop_length * np.log2(codec.codebook_size)
+    for levels in range(1, codec.num_quantizers + 1):
+        codes = codec.encode(audio, bandwidth=levels * level)
+        embeddings = codec.embed(audio)
+        expected = codec.quantizer.encode(embeddings, levels)
+        np.testing.assert_array_equal(codes, to_numpy(expected))
+
+
 def test_a_state_is_left_as_it_was(codec):
     audio = normal(1, 2 * codec.hop_length)
     first, second = np.split(audio, 2, axis=1)
