@@ -10,6 +10,8 @@
     python benchmarks/codec_architectures.py opus corpora/debian_voices \\
         --bit-rate 6000 --out runs/opus_6  # pip install av
     python benchmarks/codec_architectures.py table runs/*
+    python benchmarks/codec_architectures.py plot runs/* \\
+        --out curves.png  # pip install matplotlib
 
 Same data, loss, quantizer and optimizer for all: crops of a second with speed,
 pitch and gain perturbation, 8 levels of 1024 codes at 50 Hz (4 kbps). The last
@@ -81,6 +83,7 @@ OPTIONS = {
         codec=dict(unit="convnext", dilations=(1, 3, 9) * 2, channels=176)
     ),
     "codes of 8 dimensions": dict(codec=dict(code_dim=8)),
+    "a beam of 8": dict(codec=dict(beam_width=8)),
     "first level split off": dict(codec=dict(code_dim=8, split_first=True)),
     "spectral judges alone": dict(
         judges=dict(scales=(), stft_windows=(2048, 1024, 512))
@@ -229,6 +232,10 @@ def train(args):
         gain_db=(-12, 3),
     )
     codec = make_codec(args.architecture, args.option)
+    if args.start:
+        codec.build()
+        start = keras_audiolm.SoundStream.from_preset(args.start)
+        codec.set_weights(start.get_weights())
     for judged, until in ((False, args.alone), (True, 1.0)):
         budget = Budget(out, args.minutes, until, args.learning_rate)
         if budget.spent >= until:
@@ -252,14 +259,11 @@ def train(args):
     codec.load_weights(out / "codec.weights.h5")
     write_result(
         out,
-        architecture=f"{args.architecture}{title_of(args.option)}",
+        architecture=args.architecture,
+        option=args.option,
         minutes=args.minutes,
         **measure(codec, Held(args)),
     )
-
-
-def title_of(option):
-    return "" if option == "none" else f", {option}"
 
 
 def restore(trainer, codec, out, state, judged):
@@ -348,7 +352,7 @@ def write_result(out, **result):
 def export(args):
     """The codec of a run as a preset, with weights of 16 bits."""
     run = json.loads((args.run_folder / "result.json").read_text())
-    codec = make_codec(run["architecture"])
+    codec = make_codec(run["architecture"], run["option"])
     codec.build()
     codec.load_weights(args.run_folder / "codec.weights.h5")
     codec.save_to_preset(args.out, card=args.card.read_text(), dtype="float16")
@@ -436,8 +440,35 @@ def table(args):
         print("\n" + rows(runs[0]["languages"]))
 
 
+def plot(args):
+    """The runs' reconstruction losses over their minutes, as a picture."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for folder in args.runs:
+        lines = (folder / "log.jsonl").read_text().splitlines()
+        log = [json.loads(line) for line in lines]
+        minutes = [line["minutes"] for line in log]
+        losses = [line["reconstruction_loss"] for line in log]
+        result = json.loads((folder / "result.json").read_text())
+        (curve,) = axes.plot(minutes, losses, label=name_of(result))
+        joined = [line["minutes"] for line in log if line["judged"]][:1]
+        for minute in joined:
+            axes.axvline(minute, color=curve.get_color(), ls=":", lw=0.8)
+    axes.set(
+        xlabel="minutes of one core (dotted: discriminators join)",
+        ylabel="reconstruction loss",
+        yscale="log",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(args.out, dpi=120)
+
+
 def name_of(run):
     name = run["architecture"]
+    if run.get("option", "none") != "none":
+        name += f", {run['option']}"
     if "parameters" in run:
         name += f", {run['parameters'] / 1e6:.1f} M"
     if "minutes" in run:
@@ -462,7 +493,7 @@ def main(argv=None):
     def add(run):
         command = commands.add_parser(run.__name__)
         command.set_defaults(run=run)
-        if run is not table:
+        if run not in (table, plot):
             command.add_argument("corpus", type=pathlib.Path)
             command.add_argument("--limit", type=int, help="clips to measure")
             command.add_argument(
@@ -483,6 +514,7 @@ def main(argv=None):
     command.add_argument("--minutes", type=float, default=60.0)
     command.add_argument("--alone", type=float, default=ALONE)
     command.add_argument("--learning-rate", type=float, default=1e-3)
+    command.add_argument("--start", help="preset whose weights to begin with")
     command = commands.add_parser("export")
     command.set_defaults(run=export)
     command.add_argument("run_folder", type=pathlib.Path)
@@ -490,7 +522,10 @@ def main(argv=None):
     command.add_argument("--out", type=pathlib.Path, required=True)
     add(preset).add_argument("--preset", required=True)
     add(opus).add_argument("--bit-rate", type=int, required=True)
-    add(table).add_argument("runs", type=pathlib.Path, nargs="+")
+    for report in (table, plot):
+        command = add(report)
+        command.add_argument("runs", type=pathlib.Path, nargs="+")
+    command.add_argument("--out", type=pathlib.Path, required=True)
     args = parser.parse_args(argv)
     args.run(args)
 

@@ -75,6 +75,28 @@ def test_trains_goes_on_and_makes_a_table(script, corpus, tmp_path, capsys):
     assert "| wave, 0.0 M, 0.0001 minutes | " in printed
     assert "| 2 levels | " in printed and "| en | " in printed
 
+    on = tmp_path / "on"
+    arguments = ["--architecture", "wave", "--out", str(on), "--alone", "1"]
+    arguments += ["--minutes", "1e-4", "--learning-rate", "0"]
+    script.main(["train", str(corpus), *arguments, "--start", str(exported)])
+    trained = script.make_codec("wave")
+    trained.build()
+    trained.load_weights(on / "codec.weights.h5")
+    for a, b in zip(
+        codec.trainable_weights, trained.trainable_weights, strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_plots_the_curves_of_runs(script, tmp_path):
+    pytest.importorskip("matplotlib")
+    line = dict(minutes=1.0, reconstruction_loss=2.0, judged=True)
+    (tmp_path / "log.jsonl").write_text(json.dumps(line) + "\n")
+    result = dict(architecture="wave", best={})
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    script.main(["plot", str(tmp_path), "--out", str(tmp_path / "curves.png")])
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
 
 def test_opus_keeps_time(script):
     pytest.importorskip("av")
