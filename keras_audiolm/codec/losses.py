@@ -109,9 +109,9 @@ class PerceptualLoss(keras.layers.Layer):
     Three terms: magnitudes of STFTs compressed by the power 0.3; loudness in
     bands of mels (the power 0.25 of their energy); and square-root compressed
     MDCT coefficients, the only term that knows phases. Differences count by
-    the mels that they cover, of the last term by their square: above a
-    kilohertz or two a waveform takes more bits than a few kilobits per second
-    have, while its envelope takes few.
+    the square of the mels that a hertz covers there: above a kilohertz or two
+    errors disturb less, and a waveform takes more bits than a few kilobits per
+    second have.
 
     Log-mel spectra spend their gradient on near-silent frames and leave a
     young codec 10 dB too quiet for thousands of steps; these do not.
@@ -157,8 +157,7 @@ class PerceptualLoss(keras.layers.Layer):
         ]
         self.mdct = MDCT(transform_hop, name="mdct")
         centres = (np.arange(transform_hop) + 0.5) / transform_hop
-        weights = mel_density(centres * sample_rate / 2) ** 2
-        self.transform_weights = weights / weights.mean()
+        self.transform_weights = importance(centres * sample_rate / 2)
 
     def call(self, real, fake):
         spectral, loudness = 0.0, 0.0
@@ -166,7 +165,7 @@ class PerceptualLoss(keras.layers.Layer):
             bins = filters.shape[0]
             a, b = (power_spectrum(x, window, bins) for x in (real, fake))
             spectral += self._spectral_distance(a, b)
-            loudness += loudness_distance(a, b, filters / window)
+            loudness += self._loudness_distance(a, b, filters / window)
         coefficients = [compress(self.mdct(x)) for x in (real, fake)]
         return (
             self.spectral_weight * spectral / len(self.windows)
@@ -177,9 +176,21 @@ class PerceptualLoss(keras.layers.Layer):
 
     def _spectral_distance(self, real, fake):
         """L1 distance of compressed magnitudes of power spectra."""
-        hertz = np.linspace(0, self.sample_rate / 2, real.shape[-1])
+        weights = importance(self._hertz(real.shape[-1]))
         a, b = (ops.power(x + 1e-8, 0.15) for x in (real, fake))
-        return ops.mean(ops.multiply(ops.abs(a - b), mel_density(hertz)))
+        return ops.mean(ops.multiply(ops.abs(a - b), weights))
+
+    def _loudness_distance(self, real, fake, filters):
+        """Relative L1 distance of the loudness in bands of equal mels."""
+        hertz = self._hertz(len(filters)) @ filters / (filters.sum(0) + 1e-9)
+        a, b = (
+            ops.power(ops.matmul(x, filters) + 1e-6, 0.25) for x in (real, fake)
+        )
+        # A band holds as many mels as any: one power is left of the square.
+        return relative_distance(a, b, importance(hertz, power=1))
+
+    def _hertz(self, bins):
+        return np.linspace(0, self.sample_rate / 2, bins)
 
     def get_config(self):
         return {
@@ -194,18 +205,10 @@ class PerceptualLoss(keras.layers.Layer):
         }
 
 
-def mel_density(hertz):
-    """How many mels a hertz is, on average one. NumPy float32."""
-    density = 1 / (700 + hertz)
-    return (density / density.mean()).astype("float32")
-
-
-def loudness_distance(real, fake, filters):
-    """L1 distance of the loudness of power spectra, relative to the real."""
-    a, b = (
-        ops.power(ops.matmul(x, filters) + 1e-6, 0.25) for x in (real, fake)
-    )
-    return relative_distance(a, b)
+def importance(hertz, power=2):
+    """A power of the mels that a hertz is, on average one. NumPy float32."""
+    weights = (700.0 + hertz) ** -power
+    return (weights / weights.mean()).astype("float32")
 
 
 def relative_distance(real, fake, weights=1.0):

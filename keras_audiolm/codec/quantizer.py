@@ -392,7 +392,7 @@ def distances(x, codebook):
 
 
 def take_beams(x, beams):
-    """`x[:, :, beams]`: `(batch, frames, beams, ...)`, of each frame its own."""
+    """`(batch, frames, beams, ...)` to those at `beams`, each frame its own."""
     return ops.take_along_axis(x, beams[..., None], axis=2)
 
 
