@@ -37,6 +37,8 @@ class CausalConv1D(keras.layers.Layer):
         groups: int. Groups of channels that do not see each other.
             Defaults to `1`.
         kernel_initializer: Defaults to `GlorotUniform`.
+        padding: `"zeros"`, or `"reflect"` for layers of others who mirror
+            what is to come into the past of `call` (not of `step`).
 
     Call arguments:
         x: `(batch, time, channels)`.
@@ -59,9 +61,15 @@ class CausalConv1D(keras.layers.Layer):
         dilation_rate=1,
         groups=1,
         kernel_initializer=None,
+        padding="zeros",
         **kwargs,
     ):
         super().__init__(**kwargs)
+        if padding not in ("zeros", "reflect"):
+            raise ValueError(
+                f"`padding` must be 'zeros' or 'reflect'. Received: {padding!r}"
+            )
+        self.padding = padding
         self.filters = filters
         self.kernel_size = kernel_size
         self.strides = strides
@@ -96,7 +104,14 @@ class CausalConv1D(keras.layers.Layer):
         )
 
     def call(self, x):
-        return self._convolve(ops.pad(x, [[0, 0], [self.past, 0], [0, 0]]))
+        if self.padding == "zeros":
+            return self._convolve(ops.pad(x, [[0, 0], [self.past, 0], [0, 0]]))
+        time = x.shape[1]
+        # Of what is too short to be mirrored, silence after it is.
+        missing = max(self.past + 1 - time, 0)
+        x = ops.pad(x, [[0, 0], [0, missing], [0, 0]])
+        x = ops.pad(x, [[0, 0], [self.past, 0], [0, 0]], mode="reflect")
+        return self._convolve(x[:, : self.past + time])
 
     def init_state(self, batch_size):
         """The past of a signal that is about to begin: zeros."""
@@ -157,6 +172,7 @@ class CausalConv1D(keras.layers.Layer):
             "kernel_initializer": keras.initializers.serialize(
                 self.kernel_initializer
             ),
+            "padding": self.padding,
         }
 
 
