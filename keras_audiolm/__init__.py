@@ -11,9 +11,11 @@ choose_backend()
 # that the command line answers at once.
 _PUBLIC = {
     "AudioClassifier": "evaluation.classifier",
+    "AudioCodec": "codec.audio_codec",
     "AudioCrops": "data.crops",
     "AudioLMPipeline": "pipeline",
     "Discriminators": "codec.discriminators",
+    "EnCodec": "codec.encodec",
     "KMeans": "semantic.kmeans",
     "MelSpectralLoss": "codec.losses",
     "NoisyCrops": "data.noise",
@@ -27,6 +29,7 @@ _PUBLIC = {
     "StageLM": "language_model.stage_lm",
     "TokenLayout": "language_model.layout",
     "W2vBert": "semantic.w2v_bert",
+    "codec_from": "convert.sources",
     "load_audio": "data.audio",
     "save_audio": "data.audio",
 }

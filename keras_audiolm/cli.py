@@ -144,6 +144,7 @@ def build_parser():
     _add_tokenize(commands, [common])
     _add_encode(commands, [common])
     _add_decode(commands, [_common_options(None, "the one that FILE names")])
+    _add_convert(commands)
     return parser
 
 
@@ -161,13 +162,20 @@ def _add_command(commands, name, run, parents, description):
 
 
 def _common_options(preset=DEFAULT_PRESET, default=DEFAULT_PRESET):
-    options = argparse.ArgumentParser(add_help=False)
+    options = argparse.ArgumentParser(
+        add_help=False, parents=[_running_options()]
+    )
     options.add_argument(
         "--preset",
         default=preset,
         help="name of a bundled preset, a preset folder, kaggle://... or "
         f"hf://... (default: {default})",
     )
+    return options
+
+
+def _running_options():
+    options = argparse.ArgumentParser(add_help=False)
     options.add_argument(
         "--backend",
         choices=BACKENDS,
@@ -418,6 +426,41 @@ def _add_decode(commands, parents):
     _add_output(parser)
 
 
+def _add_convert(commands):
+    parser = _add_command(
+        commands,
+        "convert",
+        run_convert,
+        [_running_options()],
+        "Make a preset of somebody's public checkpoint: EnCodec of 24 kHz, or "
+        "Lyra v2.",
+    )
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a folder, or an address like hf://facebook/encodec_24khz",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FOLDER",
+        type=pathlib.Path,
+        required=True,
+        help="preset to write",
+    )
+    parser.add_argument(
+        "--padding",
+        choices=("reflect", "zeros"),
+        help="EnCodec: what stands before the first sample; only with zeros "
+        "can it stream (default: the checkpoint's)",
+    )
+    parser.add_argument(
+        "--levels", type=positive_count, help="Lyra: how many of its 46 levels"
+    )
+    parser.add_argument(
+        "--group", type=positive_count, help="Lyra: levels that become one"
+    )
+
+
 # === What it does ===
 
 
@@ -437,6 +480,13 @@ def keep_compiled_programs():
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
+def choose_backend(args):
+    """Has Keras use `args.backend`, if that says one."""
+    if args.backend:
+        os.environ["KERAS_BACKEND"] = args.backend
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
 def load(class_name, args, **kwargs):
     """Checks the preset's name, then imports Keras and loads the preset.
 
@@ -448,9 +498,7 @@ def load(class_name, args, **kwargs):
     preset = args.preset
     if "://" not in preset:
         find_preset(preset)  # a typing error should not cost the import
-    if args.backend:
-        os.environ["KERAS_BACKEND"] = args.backend
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    choose_backend(args)
     keep_compiled_programs()
     say(f"Loading {preset} ...")
     start = time.perf_counter()
@@ -604,7 +652,7 @@ def run_train(args):
 
 
 def run_encode(args):
-    codec, audio = read_recording(args, args.input, "SoundStream")
+    codec, audio = read_recording(args, args.input, "AudioCodec")
     from keras_audiolm.codec.bitstream import CompressedAudio
 
     start = time.perf_counter()
@@ -633,13 +681,37 @@ def run_decode(args):
                 f"it: --preset {compressed.preset}"
             )
         args.preset = compressed.preset
-    codec = load("SoundStream", args)
+    codec = load("AudioCodec", args)
     start = time.perf_counter()
     audio = compressed.decode(codec)
     elapsed = time.perf_counter() - start
     where = write_all(args.output, audio[None], codec.sample_rate)
     seconds = len(audio) / codec.sample_rate
     report(where, f"{seconds:.1f} s of sound", seconds, elapsed)
+
+
+def run_convert(args):
+    names = ("padding", "levels", "group")
+    given = {name: getattr(args, name) for name in names}
+    given = {name: value for name, value in given.items() if value is not None}
+    choose_backend(args)
+    import keras_audiolm
+
+    codec = keras_audiolm.codec_from(args.source, **given)
+    rate = codec.sample_rate / codec.hop_length
+    card = (
+        f"# {args.out.name}\n\nThe codec of {args.source}, converted by "
+        f"keras_audiolm {__version__}: {type(codec).__name__}, "
+        f"{codec.sample_rate} Hz, {rate:g} frames a second, "
+        f"{codec.num_quantizers} levels of {codec.codebook_size} codes. Its "
+        "licence is that of its source.\n"
+    )
+    codec.save_to_preset(args.out, card=card)
+    print(
+        f"{args.out}: {type(codec).__name__} of {codec.count_params():,} "
+        f"parameters. Try it with: keras-audiolm encode speech.wav -o "
+        f"speech.ska --preset {args.out}"
+    )
 
 
 # === Errors ===

@@ -162,10 +162,10 @@ class AudioLMPipeline:
         parts = {**self._parts, name: model}
         presets.check_parts(parts, ())
         expected = presets.PART_CLASSES[name]
-        if type(model).__name__ != expected:
+        if type(model).__name__ not in expected:
             raise ValueError(
-                f"The part {name!r} must be a {expected}. Received: "
-                f"{type(model).__name__}"
+                f"The part {name!r} must be a {' or '.join(expected)}. "
+                f"Received: {type(model).__name__}"
             )
         before, self._parts = self._parts, parts
         try:

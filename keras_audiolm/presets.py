@@ -44,12 +44,12 @@ DEPENDENTS = {
 }
 # What each part may be. Nothing else is ever built from a preset.
 PART_CLASSES = {
-    "codec": "SoundStream",
-    "semantic_tokenizer": "SemanticTokenizer",
-    "semantic_lm": "StageLM",
-    "coarse_lm": "StageLM",
-    "fine_lm": "StageLM",
-    "parallel_decoder": "ParallelDecoder",
+    "codec": ("SoundStream", "EnCodec"),
+    "semantic_tokenizer": ("SemanticTokenizer",),
+    "semantic_lm": ("StageLM",),
+    "coarse_lm": ("StageLM",),
+    "fine_lm": ("StageLM",),
+    "parallel_decoder": ("ParallelDecoder",),
 }
 NESTED_CLASSES = {"W2vBert", "StageBackbone"}
 KERAS_CLASSES = {"DTypePolicy"}
@@ -57,6 +57,7 @@ KERAS_CLASSES = {"DTypePolicy"}
 # registers them, before they are asked for by name.
 MODULES = {
     "SoundStream": ("keras_audiolm.codec.soundstream",),
+    "EnCodec": ("keras_audiolm.codec.encodec",),
     "SemanticTokenizer": (
         "keras_audiolm.semantic.tokenizer",
         "keras_audiolm.semantic.w2v_bert",
@@ -80,14 +81,8 @@ def find_preset(preset):
         ValueError: if there is no such preset; it names what there is.
     """
     text = str(preset)
-    if text.startswith("kaggle://"):
-        return _from_kaggle(text.removeprefix("kaggle://"))
-    if text.startswith("hf://"):
-        return _from_hugging_face(text.removeprefix("hf://"))
     if "://" in text:
-        raise ValueError(
-            f"Presets come from kaggle:// and hf:// addresses. Received: {text}"
-        )
+        return download(text)
     folder = pathlib.Path(preset).expanduser()
     if folder.is_dir() and (folder / "metadata.json").exists():
         return folder
@@ -102,6 +97,21 @@ def find_preset(preset):
     )
 
 
+def download(address):
+    """The local folder of a `kaggle://` or `hf://` address, in their caches.
+
+    Raises:
+        ValueError: on another address.
+    """
+    if address.startswith("kaggle://"):
+        return _from_kaggle(address.removeprefix("kaggle://"))
+    if address.startswith("hf://"):
+        return _from_hugging_face(address.removeprefix("hf://"))
+    raise ValueError(
+        f"Addresses begin with kaggle:// or hf://. Received: {address}"
+    )
+
+
 def _from_kaggle(handle):
     try:
         import kagglehub
@@ -113,14 +123,19 @@ def _from_kaggle(handle):
 
 
 def _from_hugging_face(repository):
+    hub = import_hugging_face()
+    return pathlib.Path(hub.snapshot_download(repository))
+
+
+def import_hugging_face():
     try:
         import huggingface_hub
     except ImportError as error:
         raise ValueError(
-            "hf:// presets need huggingface_hub: pip install "
+            "hf:// addresses need huggingface_hub: pip install "
             "'keras-audiolm[hub]'"
         ) from error
-    return pathlib.Path(huggingface_hub.snapshot_download(repository))
+    return huggingface_hub
 
 
 # === Reading ===
@@ -178,11 +193,11 @@ def read_config(folder, part):
     """
     path = _inside(folder, folder / part / "config.json")
     config = read_json(path)
-    expected = PART_CLASSES[part]
-    if _class_name(config) != f"keras_audiolm>{expected}":
+    expected = [f"keras_audiolm>{name}" for name in PART_CLASSES[part]]
+    if _class_name(config) not in expected:
         raise ValueError(
             f"{path} describes a {_class_name(config)!r}, which a {part} "
-            f"cannot be. Expected: 'keras_audiolm>{expected}'"
+            f"cannot be. Expected: {', '.join(map(repr, expected))}"
         )
     _check_classes(config["config"], path)
     return config
@@ -248,7 +263,7 @@ def load_part(folder, part, load_weights=True):
         ValueError: on files that are missing or do not fit each other.
     """
     config = read_config(folder, part)
-    class_name = PART_CLASSES[part]
+    class_name = _class_name(config).removeprefix("keras_audiolm>")
     modules = [importlib.import_module(name) for name in MODULES[class_name]]
     cls = getattr(modules[0], class_name)
     try:

@@ -54,8 +54,9 @@ class AudioCodec(keras.Model):
             load_weights: bool. Otherwise it has the preset's sizes only.
 
         Raises:
-            ValueError: if there is no such preset, its files do not fit, or
-                its codec is untrained and the weights were asked for.
+            ValueError: if there is no such preset, its files do not fit, its
+                codec is of another class, or it is untrained and the weights
+                were asked for.
         """
         # Presets know the parts, so a part looks for them only when asked.
         from keras_audiolm import presets
@@ -67,7 +68,13 @@ class AudioCodec(keras.Model):
                 f"The codec of {preset} is untrained. Pass load_weights=False "
                 "for its sizes."
             )
-        return presets.load_part(folder, "codec", load_weights)
+        codec = presets.load_part(folder, "codec", load_weights)
+        if not isinstance(codec, cls):
+            raise ValueError(
+                f"The codec of {preset} is of class {type(codec).__name__}, "
+                f"not {cls.__name__}. `AudioCodec.from_preset` loads any."
+            )
+        return codec
 
     def save_to_preset(self, folder, card=None, dtype="float32"):
         """Writes the codec as a preset of its own, or nothing at all.

@@ -1,0 +1,120 @@
+"""Where public checkpoints come from, and of which family they are."""
+
+import importlib
+import pathlib
+
+from keras_audiolm import presets
+from keras_audiolm.convert.checkpoint import PICKLED, Checkpoint
+
+# By `model_type` of a checkpoint's config.json: what reads it as a codec.
+CODECS = {
+    "encodec": "keras_audiolm.convert.encodec",
+}
+# By a file that stands in the folder.
+CODECS_BY_FILE = {
+    "soundstream_encoder.tflite": "keras_audiolm.convert.lyra",
+}
+
+
+def codec_from(source, **options):
+    """The codec of a public checkpoint, exactly, as a model of this package.
+
+    Families are EnCodec of 24 kHz (`hf://facebook/encodec_24khz`), in the
+    layout of `transformers`, and Lyra v2 (a folder with its three `.tflite`
+    files). Nothing in a checkpoint is executed.
+
+    Args:
+        source: a folder, `hf://owner/name`, or
+            `kaggle://owner/model/framework/variation`. What is in their caches
+            is not asked for again.
+        **options: of the family. EnCodec: `padding="zeros"` for a codec that
+            can stream. Lyra: `levels` and `group`, as of `convert.lyra`.
+
+    Returns:
+        An `AudioCodec`; `save_to_preset` keeps it.
+
+    Raises:
+        ImportError: without a package that reads the files: `pip install
+            "keras-audiolm[convert]"`.
+        ValueError: on a source that is not there, of no known family, broken
+            or incomplete, and on options that the family does not have.
+
+    Example:
+
+    ```python
+    codec = keras_audiolm.codec_from("hf://facebook/encodec_24khz")
+    codec.save_to_preset("encodec_24khz")
+    ```
+    """
+    folder = find_source(source)
+    for name, module in CODECS_BY_FILE.items():
+        if (folder / name).is_file():
+            return read(module, folder, source, options)
+    checkpoint = Checkpoint(folder)
+    family = checkpoint.config.get("model_type")
+    if family not in CODECS:
+        raise ValueError(
+            f"{source} has model_type={family!r}, which is no codec that is "
+            f"known. Known: {', '.join(CODECS)}, and folders with "
+            f"{', '.join(CODECS_BY_FILE)}."
+        )
+    return read(CODECS[family], checkpoint, source, options)
+
+
+def read(module, files, source, options):
+    read_codec = importlib.import_module(module).read_codec
+    try:
+        return read_codec(files, **options)
+    except TypeError as error:
+        if "unexpected keyword" not in str(error):
+            raise
+        raise ValueError(f"{source}: {error}") from None
+
+
+def find_source(source):
+    """The local folder of a source.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    text = str(source)
+    if text.startswith("hf://"):
+        return from_hugging_face(text.removeprefix("hf://"))
+    if "://" in text:
+        return presets.download(text)
+    folder = pathlib.Path(source).expanduser()
+    if not folder.is_dir():
+        raise ValueError(
+            f"{source} is not a folder. An address begins with hf:// or "
+            "kaggle://."
+        )
+    return folder
+
+
+def from_hugging_face(repository):
+    """A repository's configuration and tensors, and no more of it.
+
+    What is in the cache is taken as it is, without a call.
+    """
+    huggingface_hub = presets.import_hugging_face()
+    small = ["*.json", "*.safetensors"]
+    try:
+        cached = pathlib.Path(
+            huggingface_hub.snapshot_download(repository, local_files_only=True)
+        )
+        if has_tensors(cached):
+            return cached
+    except huggingface_hub.errors.LocalEntryNotFoundError:
+        pass
+    folder = huggingface_hub.snapshot_download(repository, allow_patterns=small)
+    if not has_tensors(pathlib.Path(folder)):
+        folder = huggingface_hub.snapshot_download(
+            repository, allow_patterns=["*.json", PICKLED]
+        )
+    return pathlib.Path(folder)
+
+
+def has_tensors(folder):
+    return (folder / "config.json").is_file() and (
+        any(folder.glob("*.safetensors")) or (folder / PICKLED).is_file()
+    )
