@@ -14,6 +14,7 @@ _PUBLIC = {
     "AudioCodec": "codec.audio_codec",
     "AudioCrops": "data.crops",
     "AudioLMPipeline": "pipeline",
+    "DAC": "codec.dac",
     "Discriminators": "codec.discriminators",
     "EnCodec": "codec.encodec",
     "KMeans": "semantic.kmeans",

@@ -432,8 +432,8 @@ def _add_convert(commands):
         "convert",
         run_convert,
         [_running_options()],
-        "Make a preset of somebody's public checkpoint: EnCodec of 24 kHz, or "
-        "Lyra v2.",
+        "Make a preset of somebody's public checkpoint: EnCodec of 24 kHz, "
+        "DAC or Lyra v2.",
     )
     parser.add_argument(
         "source",

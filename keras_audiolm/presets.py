@@ -44,7 +44,7 @@ DEPENDENTS = {
 }
 # What each part may be. Nothing else is ever built from a preset.
 PART_CLASSES = {
-    "codec": ("SoundStream", "EnCodec"),
+    "codec": ("SoundStream", "EnCodec", "DAC"),
     "semantic_tokenizer": ("SemanticTokenizer",),
     "semantic_lm": ("StageLM",),
     "coarse_lm": ("StageLM",),
@@ -58,6 +58,7 @@ KERAS_CLASSES = {"DTypePolicy"}
 MODULES = {
     "SoundStream": ("keras_audiolm.codec.soundstream",),
     "EnCodec": ("keras_audiolm.codec.encodec",),
+    "DAC": ("keras_audiolm.codec.dac",),
     "SemanticTokenizer": (
         "keras_audiolm.semantic.tokenizer",
         "keras_audiolm.semantic.w2v_bert",

@@ -25,12 +25,16 @@ class AudioCodec(keras.Model):
      - `initial_state(batch_size)`: a dictionary of the states of `"encoder"`
        and `"decoder"` before a stream begins.
 
+    The steps and the state are of causal codecs alone.
+
     Attributes:
+        causal: bool. Whether no code depends on samples after its hop.
         denoising: `None`, or the side that can be switched to leave noise out.
         delay: int. Samples by which `decode_step` comes after what `decode`
             gives.
     """
 
+    causal = True
     denoising = None
     delay = 0
 
@@ -149,13 +153,20 @@ class AudioCodec(keras.Model):
         levels = self._levels(bandwidth)
         audio = checked_audio(audio)
         frames = self.num_frames(audio.shape[1])
-        padded = padded_frames(frames)
+        padded = self._padded(frames)
         switch = self._switch("encoder", denoise, len(audio), frames, padded)
-        # What is padded on comes later and so changes nothing before.
         samples = padded * self.hop_length
         audio = np.pad(audio, [(0, 0), (0, samples - audio.shape[1])])
         codes = self._encode(audio, *switch, levels=levels)
         return ops.convert_to_numpy(codes)[:, :frames]
+
+    def _padded(self, frames):
+        """How many frames are computed.
+
+        What a causal codec is given after the end changes nothing before: few
+        lengths are compiled. For others every length is one.
+        """
+        return padded_frames(frames) if self.causal else frames
 
     def _levels(self, bandwidth):
         if bandwidth is None:
@@ -194,7 +205,7 @@ class AudioCodec(keras.Model):
                 f"{frames} frames stand for 1 to {there} samples. Received: "
                 f"num_samples={num_samples}"
             )
-        padded = padded_frames(frames)
+        padded = self._padded(frames)
         switch = self._switch("decoder", denoise, len(codes), frames, padded)
         codes = np.pad(
             codes, [(0, 0), (0, padded - frames), (0, 0)], constant_values=-1
@@ -249,6 +260,11 @@ class AudioCodec(keras.Model):
         if batch_size < 1:
             raise ValueError(
                 f"`batch_size` must be 1 or more. Received: {batch_size}"
+            )
+        if not self.causal:
+            raise ValueError(
+                f"{type(self).__name__} is not causal: it needs samples that a "
+                "stream does not have yet."
             )
         self.build()
         return self.initial_state(batch_size)

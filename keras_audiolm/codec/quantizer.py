@@ -134,6 +134,16 @@ class ResidualVectorQuantizer(keras.layers.Layer):
                 shape=(self.num_quantizers, self.code_dim, dim),
                 initializer=initializer,
             )
+            self.to_bias = self.add_weight(
+                name="to_bias",
+                shape=(self.num_quantizers, self.code_dim),
+                initializer="zeros",
+            )
+            self.from_bias = self.add_weight(
+                name="from_bias",
+                shape=(self.num_quantizers, dim),
+                initializer="zeros",
+            )
 
     # === Inference ===
 
@@ -195,10 +205,14 @@ class ResidualVectorQuantizer(keras.layers.Layer):
 
     def _project(self, level, x):
         """What a level's codebook is made of: x, or few dimensions of it."""
-        return ops.matmul(x, self.to_code[level]) if self.code_dim else x
+        if not self.code_dim:
+            return x
+        return ops.matmul(x, self.to_code[level]) + self.to_bias[level]
 
     def _unproject(self, level, x):
-        return ops.matmul(x, self.from_code[level]) if self.code_dim else x
+        if not self.code_dim:
+            return x
+        return ops.matmul(x, self.from_code[level]) + self.from_bias[level]
 
     def _look_up(self, level, x):
         """The code of each vector of `_project`."""

@@ -8,6 +8,7 @@ from keras_audiolm.convert.checkpoint import PICKLED, Checkpoint
 
 # By `model_type` of a checkpoint's config.json: what reads it as a codec.
 CODECS = {
+    "dac": "keras_audiolm.convert.dac",
     "encodec": "keras_audiolm.convert.encodec",
 }
 # By a file that stands in the folder.
@@ -19,9 +20,10 @@ CODECS_BY_FILE = {
 def codec_from(source, **options):
     """The codec of a public checkpoint, exactly, as a model of this package.
 
-    Families are EnCodec of 24 kHz (`hf://facebook/encodec_24khz`), in the
-    layout of `transformers`, and Lyra v2 (a folder with its three `.tflite`
-    files). Nothing in a checkpoint is executed.
+    Families are EnCodec of 24 kHz (`hf://facebook/encodec_24khz`) and DAC
+    (`hf://descript/dac_16khz`), in the layout of `transformers`, and Lyra v2
+    (a folder with its three `.tflite` files). Nothing in a checkpoint is
+    executed.
 
     Args:
         source: a folder, `hf://owner/name`, or
