@@ -117,14 +117,17 @@ class Checkpoint:
         self.left.discard(name)
         return np.asarray(self.readers[name](), "float32")
 
-    def take_normalized(self, prefix):
-        """`prefix.weight`, of a weight-normalized layer in either spelling."""
+    def take_normalized(self, prefix, kept_axis=0):
+        """`prefix.weight`, of a weight-normalized layer in either spelling.
+
+        Each slice of `kept_axis` has a size of its own.
+        """
         old = [f"{prefix}.weight_{x}" for x in "gv"]
         new = [f"{prefix}.parametrizations.weight.original{x}" for x in "01"]
         for size, direction in (old, new):
             if direction in self:
                 v = self.take(direction)
-                axes = tuple(range(1, v.ndim))
+                axes = tuple(a for a in range(v.ndim) if a != kept_axis)
                 norm = np.sqrt(np.sum(v**2, axis=axes, keepdims=True))
                 return self.take(size) * v / norm
         return self.take(f"{prefix}.weight")
@@ -132,6 +135,10 @@ class Checkpoint:
     def ignore(self, *names):
         """Says that tensors are of no use here; they may be missing."""
         self.left -= set(names)
+
+    def ignore_all(self, prefix):
+        """`ignore`, of all whose names begin so."""
+        self.ignore(*[n for n in self.left if n.startswith(prefix)])
 
     def check_all_taken(self):
         """Raises `ValueError` if there are tensors that nobody took."""
@@ -158,13 +165,13 @@ def put(variable, value, name):
     variable.assign(value)
 
 
-def put_conv(layer, checkpoint, prefix):
+def put_conv(layer, checkpoint, prefix, kept_axis=0):
     """A convolution's tensors, plain or transposed.
 
     There, kernels are `(filters, channels, time)` and of transposed ones
     `(channels, filters, time)`; here `(time, channels, filters)` and `(time,
     filters, channels)`.
     """
-    kernel = checkpoint.take_normalized(prefix).transpose(2, 1, 0)
+    kernel = checkpoint.take_normalized(prefix, kept_axis).transpose(2, 1, 0)
     put(layer.kernel, kernel, f"{prefix}.weight")
     put(layer.bias, checkpoint.take(f"{prefix}.bias"), f"{prefix}.bias")
