@@ -17,6 +17,7 @@ _PUBLIC = {
     "DAC": "codec.dac",
     "Discriminators": "codec.discriminators",
     "EnCodec": "codec.encodec",
+    "Hubert": "semantic.hubert",
     "KMeans": "semantic.kmeans",
     "MelSpectralLoss": "codec.losses",
     "NoisyCrops": "data.noise",
@@ -33,6 +34,7 @@ _PUBLIC = {
     "codec_from": "convert.sources",
     "load_audio": "data.audio",
     "save_audio": "data.audio",
+    "tokenizer_from": "convert.sources",
 }
 
 __all__ = ["__version__", *_PUBLIC]

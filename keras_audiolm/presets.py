@@ -51,7 +51,7 @@ PART_CLASSES = {
     "fine_lm": ("StageLM",),
     "parallel_decoder": ("ParallelDecoder",),
 }
-NESTED_CLASSES = {"W2vBert", "StageBackbone"}
+NESTED_CLASSES = {"Hubert", "StageBackbone", "W2vBert"}
 KERAS_CLASSES = {"DTypePolicy"}
 # Where each part's class, and what it nests, are defined: importing them
 # registers them, before they are asked for by name.
@@ -61,6 +61,7 @@ MODULES = {
     "DAC": ("keras_audiolm.codec.dac",),
     "SemanticTokenizer": (
         "keras_audiolm.semantic.tokenizer",
+        "keras_audiolm.semantic.hubert",
         "keras_audiolm.semantic.w2v_bert",
     ),
     "StageLM": ("keras_audiolm.language_model.stage_lm",),
@@ -318,6 +319,65 @@ def count_arrays(path):
 
 def _of_optimizer(name):
     return "optimizer" in name.split("/")
+
+
+class PresetPart:
+    """What loads one part of a preset, and keeps it as a preset of its own.
+
+    A mix-in for models; `part` is the part's name.
+    """
+
+    part = None
+
+    @classmethod
+    def from_preset(cls, preset, load_weights=True):
+        """The model of a preset.
+
+        Args:
+            preset: the name of a bundled preset, a folder,
+                `kaggle://owner/model/framework/variation` or
+                `hf://owner/name`: of this part alone, or of a whole pipeline.
+            load_weights: bool. Otherwise it has the preset's sizes only.
+
+        Raises:
+            ValueError: if there is no such preset, its files do not fit, its
+                model is of another class, or it is untrained and the weights
+                were asked for.
+        """
+        folder = find_preset(preset)
+        metadata = read_metadata(folder)
+        if cls.part not in metadata["parts"]:
+            raise ValueError(
+                f"{preset} has no {cls.part}. It has "
+                f"{', '.join(metadata['parts'])}."
+            )
+        if load_weights and cls.part not in metadata["trained"]:
+            raise ValueError(
+                f"The {cls.part} of {preset} is untrained. Pass "
+                "load_weights=False for its sizes."
+            )
+        model = load_part(folder, cls.part, load_weights)
+        if not isinstance(model, cls):
+            raise ValueError(
+                f"The {cls.part} of {preset} is of class "
+                f"{type(model).__name__}, not {cls.__name__}."
+            )
+        return model
+
+    def save_to_preset(self, folder, card=None, dtype="float32"):
+        """Writes the model as a preset of its own, or nothing at all.
+
+        Args:
+            folder: path. A preset that stands there is replaced.
+            card: str, optional. The text of README.md.
+            dtype: `"float32"` or `"float16"`: of the weights on disk.
+
+        Raises:
+            ValueError: if `folder` holds something else.
+        """
+        save_preset(
+            folder, {self.part: self}, (self.part,), {}, card=card, dtype=dtype
+        )
 
 
 # === Writing ===

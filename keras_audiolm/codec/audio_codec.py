@@ -7,9 +7,10 @@ import numpy as np
 from keras import ops
 
 from keras_audiolm.layers.compiled import CompiledFunction, padded_frames
+from keras_audiolm.presets import PresetPart
 
 
-class AudioCodec(keras.Model):
+class AudioCodec(PresetPart, keras.Model):
     """A model that turns audio into a few codes a frame, and back.
 
     A subclass has `sample_rate`, `hop_length`, `num_quantizers` and
@@ -34,6 +35,7 @@ class AudioCodec(keras.Model):
             gives.
     """
 
+    part = "codec"
     causal = True
     denoising = None
     delay = 0
@@ -44,58 +46,6 @@ class AudioCodec(keras.Model):
         self._decode = CompiledFunction(self, self._decode_codes)
         self._encode_step = CompiledFunction(self, self._encode_chunk)
         self._decode_step = CompiledFunction(self, self._decode_chunk)
-
-    # === Presets ===
-
-    @classmethod
-    def from_preset(cls, preset, load_weights=True):
-        """The codec of a preset.
-
-        Args:
-            preset: the name of a bundled preset, a folder,
-                `kaggle://owner/model/framework/variation` or
-                `hf://owner/name`: of a codec alone, or of a whole pipeline.
-            load_weights: bool. Otherwise it has the preset's sizes only.
-
-        Raises:
-            ValueError: if there is no such preset, its files do not fit, its
-                codec is of another class, or it is untrained and the weights
-                were asked for.
-        """
-        # Presets know the parts, so a part looks for them only when asked.
-        from keras_audiolm import presets
-
-        folder = presets.find_preset(preset)
-        trained = presets.read_metadata(folder)["trained"]
-        if load_weights and "codec" not in trained:
-            raise ValueError(
-                f"The codec of {preset} is untrained. Pass load_weights=False "
-                "for its sizes."
-            )
-        codec = presets.load_part(folder, "codec", load_weights)
-        if not isinstance(codec, cls):
-            raise ValueError(
-                f"The codec of {preset} is of class {type(codec).__name__}, "
-                f"not {cls.__name__}. `AudioCodec.from_preset` loads any."
-            )
-        return codec
-
-    def save_to_preset(self, folder, card=None, dtype="float32"):
-        """Writes the codec as a preset of its own, or nothing at all.
-
-        Args:
-            folder: path. A preset that stands there is replaced.
-            card: str, optional. The text of README.md.
-            dtype: `"float32"` or `"float16"`: of the weights on disk.
-
-        Raises:
-            ValueError: if `folder` holds something else.
-        """
-        from keras_audiolm import presets
-
-        presets.save_preset(
-            folder, {"codec": self}, ("codec",), {}, card=card, dtype=dtype
-        )
 
     def _pad_to_hops(self, audio):
         rest = -audio.shape[-1] % self.hop_length

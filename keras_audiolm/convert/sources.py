@@ -11,6 +11,9 @@ CODECS = {
     "dac": "keras_audiolm.convert.dac",
     "encodec": "keras_audiolm.convert.encodec",
 }
+ENCODERS = {
+    "hubert": "keras_audiolm.convert.hubert",
+}
 # By a file that stands in the folder.
 CODECS_BY_FILE = {
     "soundstream_encoder.tflite": "keras_audiolm.convert.lyra",
@@ -61,6 +64,71 @@ def codec_from(source, **options):
             f"{', '.join(CODECS_BY_FILE)}."
         )
     return read(CODECS[family], checkpoint, source, options)
+
+
+def tokenizer_from(source, layer, centroids=None, num_clusters=None):
+    """A semantic tokenizer on the encoder of a public checkpoint.
+
+    The family is HuBERT (`hf://facebook/hubert-base-ls960` and others), in
+    the layout of `transformers`. Blocks after `layer` are left out. Nothing in
+    the files is executed.
+
+    Args:
+        source: as of `codec_from`.
+        layer: int. Block whose activations are clustered, counted from 1: that
+            of which others write `hidden_states[layer]` or `output_layer`.
+        centroids: path, optional. A `.npy` file `(clusters, dim)`, or
+            scikit-learn's k-means as joblib or pickle keep it. Without, call
+            `fit_kmeans` before tokenizing.
+        num_clusters: int. Without `centroids`, how many there will be.
+
+    Returns:
+        A `SemanticTokenizer`; `save_to_preset` keeps it.
+
+    Raises:
+        ImportError: without a package that reads the files.
+        ValueError: as of `codec_from`, on a layer that there is not, and on
+            centroids of another dimension or none at all.
+
+    Example:
+
+    ```python
+    tokenizer = keras_audiolm.tokenizer_from(
+        "hf://facebook/hubert-base-ls960", layer=9, num_clusters=500
+    )
+    tokenizer.fit_kmeans(lambda: iter(crops))
+    ```
+    """
+    from keras_audiolm.convert.centroids import read_centroids
+    from keras_audiolm.semantic.tokenizer import SemanticTokenizer
+
+    if (centroids is None) == (num_clusters is None):
+        raise ValueError(
+            "Give `centroids`, a file, or `num_clusters`, how many to fit. "
+            f"Received: centroids={centroids}, num_clusters={num_clusters}"
+        )
+    checkpoint = Checkpoint(find_source(source))
+    family = checkpoint.config.get("model_type")
+    if family not in ENCODERS:
+        raise ValueError(
+            f"{source} has model_type={family!r}, which is no encoder that is "
+            f"known. Known: {', '.join(ENCODERS)}."
+        )
+    places = None if centroids is None else read_centroids(centroids)
+    encoder = importlib.import_module(ENCODERS[family]).read_encoder(
+        checkpoint, num_layers=layer
+    )
+    if places is None:
+        return SemanticTokenizer(encoder, num_clusters, layer)
+    if places.shape[1] != encoder.hidden_dim:
+        raise ValueError(
+            f"{centroids} has centroids of {places.shape[1]} dimensions, and "
+            f"the encoder has {encoder.hidden_dim}."
+        )
+    tokenizer = SemanticTokenizer(encoder, len(places), layer)
+    tokenizer.kmeans.centroids.assign(places)
+    tokenizer.kmeans.counts.assign([1.0] * len(places))
+    return tokenizer
 
 
 def read(module, files, source, options):

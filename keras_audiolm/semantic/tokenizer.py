@@ -5,19 +5,21 @@ import numpy as np
 from keras import ops
 
 from keras_audiolm.layers.compiled import CompiledFunction, padded_frames
+from keras_audiolm.presets import PresetPart
+from keras_audiolm.semantic.hubert import Hubert  # noqa: F401 registers it
 from keras_audiolm.semantic.kmeans import KMeans
 from keras_audiolm.semantic.w2v_bert import W2vBert  # noqa: F401 registers it
 
 
 @keras.saving.register_keras_serializable(package="keras_audiolm")
-class SemanticTokenizer(keras.Model):
+class SemanticTokenizer(PresetPart, keras.Model):
     """Encoder layer -> standardise -> nearest centroid.
 
     Audio longer than `max_duration` is encoded in windows of equal length, so
     that memory stays bounded; a window knows nothing of the others.
 
     Args:
-        encoder: a `W2vBert`, or another model with `sample_rate`,
+        encoder: a `W2vBert`, a `Hubert`, or another model with `sample_rate`,
             `hop_length`, `hidden_dim` and `encode(audio, layer, lengths)`.
         num_clusters: int. Number of different tokens. Defaults to `1024`.
         layer: int. Block of the encoder's masked-prediction half whose
@@ -45,6 +47,8 @@ class SemanticTokenizer(keras.Model):
     Reference:
      - [AudioLM, section III-B](https://arxiv.org/abs/2209.03143)
     """
+
+    part = "semantic_tokenizer"
 
     def __init__(
         self,
