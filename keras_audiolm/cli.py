@@ -432,8 +432,9 @@ def _add_convert(commands):
         "convert",
         run_convert,
         [_running_options()],
-        "Make a preset of somebody's public checkpoint: EnCodec of 24 kHz, "
-        "DAC or Lyra v2.",
+        "Make a preset of somebody's public checkpoint: a codec (EnCodec of "
+        "24 kHz, DAC, Lyra v2), or with --layer an encoder (HuBERT) as a "
+        "semantic tokenizer.",
     )
     parser.add_argument(
         "source",
@@ -458,6 +459,16 @@ def _add_convert(commands):
     )
     parser.add_argument(
         "--group", type=positive_count, help="Lyra: levels that become one"
+    )
+    parser.add_argument(
+        "--layer",
+        type=positive_count,
+        help="of an encoder: the block whose activations become tokens",
+    )
+    parser.add_argument(
+        "--centroids",
+        metavar="FILE",
+        help="of these activations: .npy, or scikit-learn's k-means",
     )
 
 
@@ -692,25 +703,33 @@ def run_decode(args):
 
 def run_convert(args):
     names = ("padding", "levels", "group")
-    given = {name: getattr(args, name) for name in names}
-    given = {name: value for name, value in given.items() if value is not None}
+    if args.layer is not None:
+        names = ("layer", "centroids")
+    options = {name: getattr(args, name) for name in names}
+    options = {k: v for k, v in options.items() if v is not None}
     choose_backend(args)
     import keras_audiolm
 
-    codec = keras_audiolm.codec_from(args.source, **given)
-    rate = codec.sample_rate / codec.hop_length
+    if args.layer is None:
+        model = keras_audiolm.codec_from(args.source, **options)
+        kind = type(model).__name__
+        size = f"{model.num_quantizers} levels of {model.codebook_size} codes"
+        hint = "keras-audiolm encode speech.wav -o speech.ska --preset"
+    else:
+        model = keras_audiolm.tokenizer_from(args.source, **options)
+        kind = f"SemanticTokenizer on {type(model.encoder).__name__}"
+        size = f"layer {model.layer}, {model.num_clusters} clusters"
+        hint = "keras_audiolm.SemanticTokenizer.from_preset:"
+    rate = model.sample_rate / model.hop_length
     card = (
-        f"# {args.out.name}\n\nThe codec of {args.source}, converted by "
-        f"keras_audiolm {__version__}: {type(codec).__name__}, "
-        f"{codec.sample_rate} Hz, {rate:g} frames a second, "
-        f"{codec.num_quantizers} levels of {codec.codebook_size} codes. Its "
-        "licence is that of its source.\n"
+        f"# {args.out.name}\n\n{args.source}, converted by keras_audiolm "
+        f"{__version__}: {kind}, {model.sample_rate} Hz, {rate:g} frames a "
+        f"second, {size}. Its licence is that of its source.\n"
     )
-    codec.save_to_preset(args.out, card=card)
+    model.save_to_preset(args.out, card=card)
     print(
-        f"{args.out}: {type(codec).__name__} of {codec.count_params():,} "
-        f"parameters. Try it with: keras-audiolm encode speech.wav -o "
-        f"speech.ska --preset {args.out}"
+        f"{args.out}: {kind} of {model.count_params():,} parameters. Use it "
+        f"with: {hint} {args.out}"
     )
 
 

@@ -110,7 +110,7 @@ def download(address):
     if address.startswith("hf://"):
         return _from_hugging_face(address.removeprefix("hf://"))
     raise ValueError(
-        f"Addresses begin with kaggle:// or hf://. Received: {address}"
+        f"Addresses are of kaggle:// and hf://. Received: {address}"
     )
 
 

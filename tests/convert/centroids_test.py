@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import keras_audiolm
+from keras_audiolm import cli
 from keras_audiolm.convert.centroids import read_centroids
 from tests.convert.sources_test import Hostile
 
@@ -112,6 +113,11 @@ def test_an_encoder_with_centroids_is_a_tokenizer(tmp_path):
     np.testing.assert_array_equal(again.encode(audio), tokens)
     with pytest.raises(ValueError, match="has no codec"):
         keras_audiolm.SoundStream.from_preset(tmp_path / "preset")
+    arguments = ["convert", str(tmp_path / "hubert"), "--layer", "2"]
+    arguments += ["--centroids", str(tmp_path / "centroids.npy")]
+    assert cli.main([*arguments, "--out", str(tmp_path / "again")]) == 0
+    again = keras_audiolm.SemanticTokenizer.from_preset(tmp_path / "again")
+    np.testing.assert_array_equal(again.encode(audio), tokens)
     np.save(tmp_path / "centroids.npy", VECTORS[:, :3])
     with pytest.raises(ValueError, match="3 dimensions.*has 16"):
         keras_audiolm.tokenizer_from(
