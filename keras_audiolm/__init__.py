@@ -31,6 +31,7 @@ _PUBLIC = {
     "StageLM": "language_model.stage_lm",
     "TokenLayout": "language_model.layout",
     "W2vBert": "semantic.w2v_bert",
+    "W2vBert2": "semantic.w2v_bert_2",
     "codec_from": "convert.sources",
     "load_audio": "data.audio",
     "save_audio": "data.audio",

@@ -433,8 +433,8 @@ def _add_convert(commands):
         run_convert,
         [_running_options()],
         "Make a preset of somebody's public checkpoint: a codec (EnCodec of "
-        "24 kHz, DAC, Lyra v2), or with --layer an encoder (HuBERT) as a "
-        "semantic tokenizer.",
+        "24 kHz, DAC, Lyra v2), or with --layer an encoder (HuBERT, "
+        "w2v-BERT 2.0) as a semantic tokenizer.",
     )
     parser.add_argument(
         "source",

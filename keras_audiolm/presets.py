@@ -51,7 +51,7 @@ PART_CLASSES = {
     "fine_lm": ("StageLM",),
     "parallel_decoder": ("ParallelDecoder",),
 }
-NESTED_CLASSES = {"Hubert", "StageBackbone", "W2vBert"}
+NESTED_CLASSES = {"Hubert", "StageBackbone", "W2vBert", "W2vBert2"}
 KERAS_CLASSES = {"DTypePolicy"}
 # Where each part's class, and what it nests, are defined: importing them
 # registers them, before they are asked for by name.
@@ -63,6 +63,7 @@ MODULES = {
         "keras_audiolm.semantic.tokenizer",
         "keras_audiolm.semantic.hubert",
         "keras_audiolm.semantic.w2v_bert",
+        "keras_audiolm.semantic.w2v_bert_2",
     ),
     "StageLM": ("keras_audiolm.language_model.stage_lm",),
     "ParallelDecoder": ("keras_audiolm.language_model.parallel_decoder",),

@@ -175,3 +175,38 @@ def put_conv(layer, checkpoint, prefix, kept_axis=0):
     kernel = checkpoint.take_normalized(prefix, kept_axis).transpose(2, 1, 0)
     put(layer.kernel, kernel, f"{prefix}.weight")
     put(layer.bias, checkpoint.take(f"{prefix}.bias"), f"{prefix}.bias")
+
+
+def put_dense(layer, checkpoint, prefix):
+    put(layer.kernel, checkpoint.take(f"{prefix}.weight").T, prefix)
+    put(layer.bias, checkpoint.take(f"{prefix}.bias"), prefix)
+
+
+def put_norm(layer, checkpoint, prefix):
+    put(layer.gamma, checkpoint.take(f"{prefix}.weight"), prefix)
+    put(layer.beta, checkpoint.take(f"{prefix}.bias"), prefix)
+
+
+def check_fixed(config, fixed, family):
+    """Raises `ValueError` where a configuration is not what is read.
+
+    Args:
+        config: dictionary, of a checkpoint.
+        fixed: dictionary of what it must say, if it says anything.
+        family: str, for the message.
+    """
+    for name, value in fixed.items():
+        if config.get(name, value) != value:
+            raise ValueError(
+                f"{family} is read with {name}={value!r} alone. Received: "
+                f"{name}={config[name]!r}"
+            )
+
+
+def check_layers(num_layers, there):
+    """How many of the blocks there are to keep, all by default."""
+    if not 1 <= (num_layers or 1) <= there:
+        raise ValueError(
+            f"The encoder has {there} blocks. Received: {num_layers}"
+        )
+    return num_layers or there

@@ -3,7 +3,7 @@
 import numpy as np
 
 from keras_audiolm.codec.encodec import EnCodec, ShortcutUnit, SkipLSTM
-from keras_audiolm.convert.checkpoint import put, put_conv
+from keras_audiolm.convert.checkpoint import check_fixed, put, put_conv
 from keras_audiolm.layers.causal_conv import CausalConv1D, CausalConv1DTranspose
 
 # What `EnCodec` is, of all that its configuration could say.
@@ -32,12 +32,7 @@ def read_codec(checkpoint, padding=None):
             that are missing, too many, or of other shapes.
     """
     config = checkpoint.config
-    for name, value in FIXED.items():
-        if config.get(name, value) != value:
-            raise ValueError(
-                f"EnCodec is read with {name}={value!r} alone, like the "
-                f"24 kHz model. Received: {name}={config[name]!r}"
-            )
+    check_fixed(config, FIXED, "EnCodec of 24 kHz")
     codec = make_codec(config, padding)
     codec.build()
     for side in ("encoder", "decoder"):

@@ -2,7 +2,14 @@
 
 import numpy as np
 
-from keras_audiolm.convert.checkpoint import put, put_conv
+from keras_audiolm.convert.checkpoint import (
+    check_fixed,
+    check_layers,
+    put,
+    put_conv,
+    put_dense,
+    put_norm,
+)
 from keras_audiolm.semantic.hubert import Hubert
 
 FIXED = {
@@ -27,18 +34,9 @@ def read_encoder(checkpoint, num_layers=None):
             that are missing, too many, or of other shapes.
     """
     config = checkpoint.config
-    for name, value in FIXED.items():
-        if config.get(name, value) != value:
-            raise ValueError(
-                f"HuBERT is read with {name}={value!r} alone. Received: "
-                f"{name}={config[name]!r}"
-            )
+    check_fixed(config, FIXED, "HuBERT")
     there = config["num_hidden_layers"]
-    if not 1 <= (num_layers or 1) <= there:
-        raise ValueError(
-            f"The encoder has {there} blocks. Received: {num_layers}"
-        )
-    encoder = make_encoder(config, num_layers or there)
+    encoder = make_encoder(config, check_layers(num_layers, there))
     encoder.build()
     prefix = "hubert." if "hubert.encoder.layer_norm.bias" in checkpoint else ""
     put_front(encoder, checkpoint, prefix)
@@ -104,16 +102,6 @@ def put_block(block, checkpoint, prefix):
         put_dense(layer, checkpoint, f"{prefix}.{name}")
     put_norm(block.attention_norm, checkpoint, f"{prefix}.layer_norm")
     put_norm(block.final_norm, checkpoint, f"{prefix}.final_layer_norm")
-
-
-def put_dense(layer, checkpoint, prefix):
-    put(layer.kernel, checkpoint.take(f"{prefix}.weight").T, prefix)
-    put(layer.bias, checkpoint.take(f"{prefix}.bias"), prefix)
-
-
-def put_norm(layer, checkpoint, prefix):
-    put(layer.gamma, checkpoint.take(f"{prefix}.weight"), prefix)
-    put(layer.beta, checkpoint.take(f"{prefix}.bias"), prefix)
 
 
 def put_batch_norm(layer, checkpoint, prefix):

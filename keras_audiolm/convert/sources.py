@@ -13,6 +13,7 @@ CODECS = {
 }
 ENCODERS = {
     "hubert": "keras_audiolm.convert.hubert",
+    "wav2vec2-bert": "keras_audiolm.convert.w2v_bert_2",
 }
 # By a file that stands in the folder.
 CODECS_BY_FILE = {
@@ -69,8 +70,9 @@ def codec_from(source, **options):
 def tokenizer_from(source, layer, centroids=None, num_clusters=None):
     """A semantic tokenizer on the encoder of a public checkpoint.
 
-    The family is HuBERT (`hf://facebook/hubert-base-ls960` and others), in
-    the layout of `transformers`. Blocks after `layer` are left out. Nothing in
+    Families are HuBERT (`hf://facebook/hubert-base-ls960` and others) and
+    w2v-BERT 2.0 (`hf://facebook/w2v-bert-2.0`), in the layout of
+    `transformers`. Blocks after `layer` are left out. Nothing in
     the files is executed.
 
     Args:

@@ -19,8 +19,9 @@ class SemanticTokenizer(PresetPart, keras.Model):
     that memory stays bounded; a window knows nothing of the others.
 
     Args:
-        encoder: a `W2vBert`, a `Hubert`, or another model with `sample_rate`,
-            `hop_length`, `hidden_dim` and `encode(audio, layer, lengths)`.
+        encoder: a `W2vBert`, `Hubert`, `W2vBert2`, or another model with
+            `sample_rate`, `hop_length`, `hidden_dim` and `encode(audio, layer,
+            lengths)`.
         num_clusters: int. Number of different tokens. Defaults to `1024`.
         layer: int. Block of the encoder's masked-prediction half whose
             activations are clustered, counted from 1. Defaults to `7`.
