@@ -202,6 +202,13 @@ def _sampling_options():
         "probability; a number, or one a stage",
     )
     options.add_argument(
+        "--overlap",
+        type=one_or_each(float, STAGES, "stage"),
+        help="seconds that a window of a stage shares with what stands before "
+        "it; a number, or one a stage (default: "
+        "semantic=3,coarse=3,fine=0)",
+    )
+    options.add_argument(
         "--acoustic-decoder",
         choices=("cascade", "parallel"),
         default="cascade",
@@ -479,7 +486,14 @@ def sample(args, method, *inputs, **options):
 
     Standard output is kept for the results: progress goes elsewhere.
     """
-    for name in ("temperature", "top_k", "top_p", "seed", "acoustic_decoder"):
+    for name in (
+        "temperature",
+        "top_k",
+        "top_p",
+        "seed",
+        "overlap",
+        "acoustic_decoder",
+    ):
         options[name] = getattr(args, name)
     start = time.perf_counter()
     with contextlib.redirect_stdout(sys.stderr):

@@ -15,10 +15,33 @@ from keras_audiolm.language_model.sampling import Sampling
 
 Tokens = namedtuple("Tokens", ["semantic", "acoustic"])
 
-# Seconds that a window shares with the one before it.
-WINDOW_OVERLAP = 3.0
 # The paper's, section IV-B.
 TEMPERATURES = {"semantic": 0.6, "coarse": 0.8, "fine": 0.6}
+# Seconds that a window shares with what stands before it. Chunks of the fine
+# stage share nothing, so that they run as one batch.
+OVERLAPS = {"semantic": 3.0, "coarse": 3.0, "fine": 0.0}
+
+
+def one_a_stage(name, value):
+    """A setting as a dictionary by stage.
+
+    Args:
+        name: str, for the message.
+        value: one for all stages, or a dictionary for some. What is `None`
+            is left out.
+
+    Raises:
+        ValueError: on a stage that does not exist.
+    """
+    if not isinstance(value, dict):
+        value = dict.fromkeys(TEMPERATURES, value)
+    for stage in value:
+        if stage not in TEMPERATURES:
+            raise ValueError(
+                f"`{name}` names a stage {stage!r}. Stages are "
+                f"{', '.join(TEMPERATURES)}."
+            )
+    return {stage: one for stage, one in value.items() if one is not None}
 
 
 def by_stage(settings):
@@ -43,16 +66,8 @@ def by_stage(settings):
                 f"There is no argument {name!r} of generation. Those of "
                 f"sampling are {', '.join(names)}."
             )
-        if not isinstance(value, dict):
-            value = dict.fromkeys(TEMPERATURES, value)
-        for stage, one in value.items():
-            if stage not in TEMPERATURES:
-                raise ValueError(
-                    f"`{name}` names a stage {stage!r}. Stages are "
-                    f"{', '.join(TEMPERATURES)}."
-                )
-            if one is not None:
-                stages[stage][name] = one
+        for stage, one in one_a_stage(name, value).items():
+            stages[stage][name] = one
     for settings in stages.values():
         Sampling(**settings)  # refuses values that mean nothing
     return stages
@@ -68,7 +83,14 @@ class Cascade:
         unit_duration: float. Seconds of a unit.
         sampling: dictionary by stage of dictionaries of what
             `StageLM.generate` takes.
+        overlap: seconds that a window shares with what stands before it: one
+            number, or a dictionary by stage. Defaults to `OVERLAPS`, or half
+            a window where that is less.
         seed: int or `None`.
+
+    Raises:
+        ValueError: on an overlap that leaves no room in a window, or a seed
+            below zero.
 
     `progress` is called with what is done next. `log_likelihood`, `(batch,)`,
     is that of everything sampled so far, in nats.
@@ -82,6 +104,7 @@ class Cascade:
         unit,
         unit_duration,
         sampling,
+        overlap=None,
         seed=None,
     ):
         self.semantic_lm = semantic_lm
@@ -89,7 +112,12 @@ class Cascade:
         self.fine_lm = fine_lm
         self.unit = unit
         self.unit_duration = unit_duration
+        models = zip(
+            TEMPERATURES, (semantic_lm, coarse_lm, fine_lm), strict=True
+        )
+        self.stages = {name: lm for name, lm in models if lm is not None}
         self.sampling = sampling
+        self.overlaps = self._overlaps(overlap)
         self.progress = lambda message: None
         if seed is not None and seed < 0:
             raise ValueError(f"`seed` must be zero or more. Received: {seed}")
@@ -118,49 +146,97 @@ class Cascade:
         levels = self.coarse_lm.layout.predicted.levels
         semantic = Track(prompt.semantic[..., None], self.unit[0])
         coarse = Track(prompt.acoustic[..., :levels], self.unit[1])
+        fine = Track(prompt.acoustic[..., levels:], self.unit[1])
         while coarse.end < units:
             known = coarse.end
-            start, stop = self.window(self.coarse_lm, known, units)
+            start, stop = self.window("coarse", known, units)
             while semantic.end < stop:
                 self.progress("semantic tokens")
-                self._extend("semantic", self.semantic_lm, semantic, units)
+                window = self.window("semantic", semantic.end, units)
+                self._extend("semantic", semantic, *window)
             self.progress("coarse acoustic tokens")
             told = {"semantic": from_start(semantic.between(start, stop))}
-            self._extend("coarse", self.coarse_lm, coarse, units, told)
-            acoustic = coarse.between(known, stop)
+            self._extend("coarse", coarse, start, stop, told)
+            tracks = [coarse]
             if self.fine_lm is not None:
                 self.progress("fine acoustic tokens")
-                fine = self._fine(acoustic)
-                acoustic = np.concatenate([acoustic, fine], axis=-1)
-            yield Tokens(semantic.between(known, stop)[..., 0], acoustic)
-            later = self.window(self.coarse_lm, stop, units)[0]
-            coarse.forget(later)
-            again = self.window(self.semantic_lm, semantic.end, units)[0]
-            semantic.forget(min(later, again))
+                self._refine(coarse, fine, units)
+                tracks.append(fine)
+            acoustic = [track.between(known, stop) for track in tracks]
+            yield Tokens(
+                semantic.between(known, stop)[..., 0],
+                np.concatenate(acoustic, axis=-1),
+            )
+            # No later window begins before that of `stop`.
+            starts = {
+                stage: self.window(stage, stop, units)[0]
+                for stage in self.stages
+            }
+            fine.forget(starts.get("fine", stop))
+            coarse.forget(min(starts["coarse"], starts.get("fine", stop)))
+            again = self.window("semantic", semantic.end, units)[0]
+            semantic.forget(min(starts["coarse"], again))
 
-    def window(self, lm, known, units):
+    def _window_units(self, stage):
+        duration = self.stages[stage].crop_duration
+        return max(round(duration / self.unit_duration), 2)
+
+    def _overlaps(self, overlap):
+        """Units by stage that a window shares with what stands before it."""
+        given = one_a_stage("overlap", overlap)
+        units = {}
+        for stage, lm in self.stages.items():
+            window = self._window_units(stage)
+            seconds = given.get(stage, OVERLAPS[stage])
+            if not 0 <= seconds < math.inf:
+                raise ValueError(
+                    "`overlap` must be a number of seconds, zero or more. "
+                    f"Received: {seconds} for the {stage} stage"
+                )
+            units[stage] = round(seconds / self.unit_duration)
+            if stage not in given:
+                units[stage] = min(units[stage], window // 2)
+            if units[stage] >= window:
+                raise ValueError(
+                    f"An overlap of {seconds} seconds leaves no room in a "
+                    f"window of the {stage} stage, which lasts "
+                    f"{lm.crop_duration} seconds. Give a shorter one, like "
+                    f"overlap={{{stage!r}: {window // 2 * self.unit_duration}}}"
+                )
+        return units
+
+    def window(self, stage, known, units):
         """The units that a stage's next call spans, from `start` to `stop`.
 
         A stretch that fits the stage's window takes one; a longer one goes on
         in windows that share their first seconds with what is known.
         """
-        window = max(round(lm.crop_duration / self.unit_duration), 2)
-        overlap = round(WINDOW_OVERLAP / self.unit_duration)
-        overlap = min(overlap, window // 2)
-        start = 0 if units <= window else max(0, known - overlap)
+        window = self._window_units(stage)
+        if units <= window:
+            return 0, units
+        start = max(0, known - self.overlaps[stage])
         return start, min(start + window, units)
 
-    def _extend(self, stage, lm, track, units, told=None):
+    def _extend(self, stage, track, start, stop, told=None):
         """Samples one window of a stage."""
-        known = track.end
-        start, stop = self.window(lm, known, units)
-        prompt = track.between(start, known)
+        lm = self.stages[stage]
+        prompt = track.between(start, track.end)
         codes = {**(told or {}), lm.layout.predicted.name: prompt}
         frames = (stop - start) * track.step
         made = self._sample(stage, lm, codes, frames, len(prompt))
         track.append(made[:, prompt.shape[1] :])
 
-    def _fine(self, coarse):
+    def _refine(self, coarse, fine, units):
+        """Samples the fine levels of the coarse tokens that have none."""
+        if not self.overlaps["fine"]:
+            fine.append(self._fine_chunks(coarse.between(fine.end, coarse.end)))
+        while fine.end < coarse.end:
+            start, stop = self.window("fine", fine.end, units)
+            stop = min(stop, coarse.end)
+            told = {"coarse": from_start(coarse.between(start, stop))}
+            self._extend("fine", fine, start, stop, told)
+
+    def _fine_chunks(self, coarse):
         """The fine levels of coarse tokens, in chunks that run as one batch.
 
         Args:

@@ -450,6 +450,7 @@ class AudioLMPipeline:
         num_candidates=1,
         scorer=None,
         acoustic_decoder="cascade",
+        overlap=None,
         return_tokens=False,
         verbose=False,
         **sampling,
@@ -471,7 +472,12 @@ class AudioLMPipeline:
                 language models' own likelihood.
             acoustic_decoder: `"cascade"`, the coarse and the fine stage, or
                 `"parallel"`, the parallel decoder, whose sampling settings
-                are those of the coarse stage.
+                and overlap are those of the coarse stage.
+            overlap: float, or a dictionary by stage. Seconds of what is known
+                that a stage hears before it goes on, where a window of it
+                does not hold the whole. Defaults to 3 of the semantic and the
+                coarse stage (half a window where that is less), and to 0 of
+                the fine one, whose chunks then run as one batch.
             return_tokens: bool. Whether to return the tokens as well.
             verbose: bool. Whether to show progress.
             **sampling: `temperature`, `top_k`, `top_p` and
@@ -487,13 +493,13 @@ class AudioLMPipeline:
             list of prompts begin with -1 where one is shorter than others.
 
         Raises:
-            ValueError: on unusable audio, a duration of zero or less, or
-                untrained parts.
+            ValueError: on unusable audio, a duration of zero or less, an
+                overlap that leaves no room in a window, or untrained parts.
         """
         self._require_decoder(acoustic_decoder, "Generating")
         given = self._prompts(prompt, batch_size)
         prompts = given.repeated(num_candidates)
-        cascade = self._cascade(sampling, seed, acoustic_decoder)
+        cascade = self._cascade(sampling, seed, acoustic_decoder, overlap)
         pieces = self._continue(cascade, prompts.clips, duration, verbose)
         tokens, done = [next(pieces)], 0
         made = room_for(len(prompts.clips), duration, self.sample_rate)
@@ -532,6 +538,7 @@ class AudioLMPipeline:
         batch_size=None,
         seed=None,
         acoustic_decoder="cascade",
+        overlap=None,
         verbose=False,
         **sampling,
     ):
@@ -545,8 +552,8 @@ class AudioLMPipeline:
         Args:
             duration: float, optional. Seconds of new audio. By default it
                 never ends.
-            prompt, batch_size, seed, acoustic_decoder, verbose, **sampling:
-                as of `generate`.
+            prompt, batch_size, seed, acoustic_decoder, overlap, verbose,
+                **sampling: as of `generate`.
 
         Returns:
             An iterator of float32 `(samples,)`, or `(batch, samples)` where
@@ -563,7 +570,7 @@ class AudioLMPipeline:
         prompts = self._prompts(prompt, batch_size)
         if duration is None:
             duration = math.inf
-        cascade = self._cascade(sampling, seed, acoustic_decoder)
+        cascade = self._cascade(sampling, seed, acoustic_decoder, overlap)
         pieces = self._continue(cascade, prompts.clips, duration, verbose)
         next(pieces)
         return (c[0] if prompts.kind == "one" else c for c, _ in pieces)
@@ -691,6 +698,7 @@ class AudioLMPipeline:
         audio,
         seed=None,
         acoustic_decoder="cascade",
+        overlap=None,
         verbose=False,
         **sampling,
     ):
@@ -701,7 +709,8 @@ class AudioLMPipeline:
 
         Args:
             audio: path, `(samples,)` or `(batch, samples)` at `sample_rate`.
-            seed, acoustic_decoder, verbose, **sampling: as of `generate`.
+            seed, acoustic_decoder, overlap, verbose, **sampling: as of
+                `generate`.
 
         Returns:
             Float32 audio of the same shape.
@@ -716,7 +725,7 @@ class AudioLMPipeline:
         )
         nothing = np.zeros((len(audio), 0, self.codec.num_quantizers), "int32")
         known = Tokens(semantic, nothing)
-        cascade = self._cascade(sampling, seed, acoustic_decoder)
+        cascade = self._cascade(sampling, seed, acoustic_decoder, overlap)
         pieces = self._play(cascade, known, audio.shape[1], verbose)
         made = np.concatenate([chunk for chunk, _ in pieces], axis=1)
         return made if batched else made[0]
@@ -763,7 +772,7 @@ class AudioLMPipeline:
             [n for n in self.part_names if n not in left_out], purpose
         )
 
-    def _cascade(self, sampling, seed, acoustic_decoder):
+    def _cascade(self, sampling, seed, acoustic_decoder, overlap):
         names = ["semantic_lm", "coarse_lm", "fine_lm"]
         if acoustic_decoder == "parallel":
             # It is a coarse stage of all levels.
@@ -778,7 +787,8 @@ class AudioLMPipeline:
             self.unit,
             self.unit_samples / self.sample_rate,
             by_stage(sampling),
-            seed=seed,
+            overlap,
+            seed,
         )
 
 

@@ -128,6 +128,7 @@ def test_continue_uses_the_start_of_the_prompt(pipeline, prompt, tmp_path):
 def test_sampling_options_reach_the_pipeline(pipeline, tmp_path):
     options = ("--temperature", "0.7", "--top-k", "semantic=5, fine=9")
     more = ("--top-p", "coarse=0.9", "--preset", "librilight")
+    more += ("--overlap", "fine=0.5")
     out = tmp_path / "out.wav"
     assert run("sample", "-o", out, *options, *more) == 0
     loaded, (_, given) = pipeline.calls
@@ -136,6 +137,7 @@ def test_sampling_options_reach_the_pipeline(pipeline, tmp_path):
     assert given["temperature"] == 0.7
     assert given["top_k"] == {"semantic": 5, "fine": 9}
     assert given["top_p"] == {"coarse": 0.9}
+    assert given["overlap"] == {"fine": 0.5}
     assert given["seed"] is None
 
 

@@ -81,6 +81,46 @@ def test_a_stream_is_what_generate_gives(pipeline, prompt, duration):
     np.testing.assert_array_equal(np.concatenate(chunks, axis=-1), new)
 
 
+def test_an_overlap_changes_what_follows_the_first_window(pipeline):
+    def tokens_of(overlap):
+        return pipeline.generate(
+            duration=2.5,
+            temperature=0,
+            overlap=overlap,
+            return_tokens=True,
+        )[1]
+
+    usual, none = tokens_of(None), tokens_of(0)
+    # Half a window of a second, as the stages have one.
+    for one, other in zip(usual, tokens_of({"coarse": 0.5}), strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(usual.acoustic[:50], none.acoustic[:50])
+    assert (usual.semantic[25:] != none.semantic[25:]).any()
+    assert (usual.acoustic[50:] != none.acoustic[50:]).any()
+    # The fine stage hears its own past, and nobody hears it.
+    fine = tokens_of({"fine": 0.4})
+    np.testing.assert_array_equal(fine.semantic, usual.semantic)
+    np.testing.assert_array_equal(
+        fine.acoustic[..., :2], usual.acoustic[..., :2]
+    )
+    assert (fine.acoustic[..., 2] != usual.acoustic[..., 2]).any()
+
+
+def test_a_stream_with_an_overlap_is_what_generate_gives(pipeline):
+    settings = dict(
+        duration=2.5,
+        seed=3,
+        overlap={"semantic": 0.2, "coarse": 0, "fine": 0.3},
+    )
+    prompts = [noise(6400), noise(3200, seed=1)]
+    whole = pipeline.generate(prompts, **settings)
+    chunks = list(pipeline.stream(prompts, **settings))
+    assert len(chunks) == 3
+    np.testing.assert_array_equal(
+        np.concatenate(chunks, axis=1), [audio[-40000:] for audio in whole]
+    )
+
+
 def test_there_is_no_seam(pipeline):
     audio, tokens = pipeline.generate(
         noise(25600), duration=2.4, seed=0, return_tokens=True
@@ -270,6 +310,8 @@ def test_resynthesis_keeps_the_length_and_what_is_said(pipeline, samples):
         ({"prompt": [noise(16000), noise(1, 16000)]}, r"\(1, 16000\) at 1"),
         ({"prompt": [noise(16000), noise(9)]}, "prompt 1"),
         ({"repetition_penalty": -1}, "`repetition_penalty`.*-1"),
+        ({"overlap": -1}, "`overlap`.*-1"),
+        ({"overlap": {"coarse": 2}}, "2 seconds leaves no room.*coarse"),
         ({"batch_size": 0}, "batch_size"),
         ({"temperature": -0.1}, "temperature"),
         ({"temperature": {"corse": 1.0}}, "corse"),
