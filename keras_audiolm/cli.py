@@ -226,6 +226,14 @@ def _add_duration_and_num(parser):
         help="seconds of new sound (default: %(default)s)",
     )
     parser.add_argument(
+        "--stop",
+        choices=("duration", "eos"),
+        default="duration",
+        help="where to stop: after the duration, or where the semantic stage "
+        "says that a recording is over, if it was taught that and the "
+        "duration is not over sooner (default: %(default)s)",
+    )
+    parser.add_argument(
         "--num",
         type=positive_count,
         default=1,
@@ -533,9 +541,16 @@ def generate(args, pipeline, prompt=None):
         prompt,
         duration=args.duration,
         batch_size=args.num,
+        stop=args.stop,
     )
+    known = 0 if prompt is None else len(prompt)
+    seconds = sum(len(row) - known for row in audio) / pipeline.sample_rate
+    if not seconds:
+        raise ValueError(
+            "The semantic stage says that all is over at once, and there is no "
+            "new sound. Try another --seed, or --stop duration."
+        )
     where = write_all(args.output, audio, pipeline.sample_rate)
-    seconds = args.num * args.duration
     what = f"{seconds:.1f} s of new sound"
     if prompt is not None:
         what += f" after a {len(prompt) / pipeline.sample_rate:.1f} s prompt"

@@ -10,7 +10,12 @@ from collections import namedtuple
 
 import numpy as np
 
-from keras_audiolm.language_model.layout import PADDING, absent_frames
+from keras_audiolm.language_model.layout import (
+    PADDING,
+    absent_frames,
+    from_start,
+    without_repeats,
+)
 from keras_audiolm.language_model.sampling import Sampling
 
 Tokens = namedtuple("Tokens", ["semantic", "acoustic"])
@@ -87,13 +92,17 @@ class Cascade:
             number, or a dictionary by stage. Defaults to `OVERLAPS`, or half
             a window where that is less.
         seed: int or `None`.
+        stop_at_end: bool. Whether a row is over where the semantic stage
+            says so.
 
     Raises:
         ValueError: on an overlap that leaves no room in a window, or a seed
             below zero.
 
     `progress` is called with what is done next. `log_likelihood`, `(batch,)`,
-    is that of everything sampled so far, in nats.
+    is that of everything sampled so far, in nats. `ends`, `(batch,)`, is
+    where each row is over, in units and parts of them, as far as that is known
+    yet; infinity where it is not.
     """
 
     def __init__(
@@ -106,6 +115,7 @@ class Cascade:
         sampling,
         overlap=None,
         seed=None,
+        stop_at_end=False,
     ):
         self.semantic_lm = semantic_lm
         self.coarse_lm = coarse_lm
@@ -116,6 +126,9 @@ class Cascade:
             TEMPERATURES, (semantic_lm, coarse_lm, fine_lm), strict=True
         )
         self.stages = {name: lm for name, lm in models if lm is not None}
+        if stop_at_end:
+            semantic = {**sampling["semantic"], "may_end": True}
+            sampling = {**sampling, "semantic": semantic}
         self.sampling = sampling
         self.overlaps = self._overlaps(overlap)
         self.progress = lambda message: None
@@ -126,6 +139,7 @@ class Cascade:
         self.seed = seed
         self.draws = 0
         self.log_likelihood = 0.0
+        self.ends = np.zeros(0)
 
     def continuation(self, prompt, units):
         """What follows a prompt, a window of the coarse stage at a time.
@@ -137,12 +151,14 @@ class Cascade:
             prompt: `Tokens` of whole units, maybe of none. Semantic tokens
                 may go on after the acoustic ones; they are then kept. Of
                 prompts of different lengths the shorter ones begin with -1.
-            units: int, or infinity. Where it ends, prompt included.
+            units: int, or infinity. Where it ends, prompt included, at most.
 
         Yields:
             `Tokens` of new units, `(batch, frames)` and `(batch, frames,
-            levels)` int32.
+            levels)` int32. Of a row that is over, the semantic ones are -1
+            and the others mean nothing.
         """
+        self.ends = np.full(len(prompt.semantic), math.inf)
         levels = self.coarse_lm.layout.predicted.levels
         semantic = Track(prompt.semantic[..., None], self.unit[0])
         coarse = Track(prompt.acoustic[..., :levels], self.unit[1])
@@ -152,10 +168,17 @@ class Cascade:
             start, stop = self.window("coarse", known, units)
             while semantic.end < stop:
                 self.progress("semantic tokens")
-                window = self.window("semantic", semantic.end, units)
-                self._extend("semantic", semantic, *window)
+                self._say(semantic, units)
+                units = min(units, self.ends.max())
+                units = units if units == math.inf else math.ceil(units)
+                start, stop = self.window("coarse", known, units)
+            if stop <= known:
+                return
             self.progress("coarse acoustic tokens")
-            told = {"semantic": from_start(semantic.between(start, stop))}
+            said = semantic.between(start, stop)
+            if self.coarse_lm.layout.segments[0].deduplicated:
+                said = without_repeats(said)
+            told = {"semantic": from_start(said)}
             self._extend("coarse", coarse, start, stop, told)
             tracks = [coarse]
             if self.fine_lm is not None:
@@ -217,6 +240,36 @@ class Cascade:
         start = max(0, known - self.overlaps[stage])
         return start, min(start + window, units)
 
+    def _say(self, track, units):
+        """Samples one window of the semantic stage.
+
+        The tokens of a de-duplicated stage are taken to last as long as each
+        other, which is how long they do in its corpus: `Track`s are of frames.
+        """
+        lm, known = self.semantic_lm, track.end
+        segment = lm.layout.predicted
+        start, stop = self.window("semantic", known, units)
+        over = self.ends < math.inf
+        prompt = track.between(start, known)
+        # What a row that is over goes on with does not matter.
+        prompt = np.where(
+            over[:, None, None], np.maximum(prompt, 0), prompt
+        ).astype("int32")
+        frames = tokens = (stop - known) * track.step
+        if segment.deduplicated:
+            prompt = without_repeats(prompt)
+            tokens = math.ceil(frames / float(lm.frames_per_token))
+        length = prompt.shape[1]
+        made = self._sample(
+            "semantic", lm, {segment.name: prompt}, length + tokens, len(prompt)
+        )[:, length:]
+        made = made[:, np.arange(frames) * tokens // frames]
+        made[over] = PADDING
+        track.append(made)
+        done = made[..., 0] == PADDING
+        over = done.any(axis=1) & ~over
+        self.ends[over] = known + done.argmax(axis=1)[over] / track.step
+
     def _extend(self, stage, track, start, stop, told=None):
         """Samples one window of a stage."""
         lm = self.stages[stage]
@@ -232,6 +285,7 @@ class Cascade:
             fine.append(self._fine_chunks(coarse.between(fine.end, coarse.end)))
         while fine.end < coarse.end:
             start, stop = self.window("fine", fine.end, units)
+            start = max(start, fine.start)  # an end may be found late
             stop = min(stop, coarse.end)
             told = {"coarse": from_start(coarse.between(start, stop))}
             self._extend("fine", fine, start, stop, told)
@@ -303,15 +357,9 @@ class Track:
 
     def forget(self, unit):
         """Keeps what stands at `unit` and after."""
+        unit = max(unit, self.start)
         self.codes = self.between(unit, self.end)
         self.start = unit
-
-
-def from_start(codes):
-    """Codes whose rows begin at once, with the -1 before them at the end."""
-    absent = absent_frames(codes)[:, None]
-    places = (np.arange(codes.shape[1]) + absent) % max(codes.shape[1], 1)
-    return np.take_along_axis(codes, places[..., None], axis=1)
 
 
 class Player:
@@ -357,6 +405,15 @@ class Player:
             self.states[group] = state
             audio.update(zip(rows.tolist(), part, strict=True))
         return np.stack([audio[row] for row in range(len(acoustic))])
+
+    def finish(self):
+        """What `play` still holds back, where its last tokens were not said
+        to be the last: `(batch, codec.delay)` float32."""
+        audio = {}
+        for (rows, _), state in zip(self.groups, self.states, strict=True):
+            rest = self.codec.flush(state)
+            audio.update(zip(rows.tolist(), rest, strict=True))
+        return np.stack([audio[row] for row in range(len(audio))])
 
     def _begin(self, prompt, codes, last):
         known = prompt.shape[1] * self.codec.hop_length

@@ -12,7 +12,6 @@ from keras_audiolm.generation import (
     Tokens,
     Track,
     by_stage,
-    from_start,
 )
 from keras_audiolm.language_model.layout import TokenLayout
 
@@ -308,16 +307,81 @@ def test_each_stage_samples_with_settings_of_its_own():
     ]
 
 
-def test_shorter_rows_of_what_is_told_begin_at_once():
-    codes = np.arange(24, dtype="int32").reshape(3, 4, 2)
-    ragged = codes.copy()
-    ragged[1, :1] = ragged[2, :3] = -1
-    result = from_start(ragged)
-    np.testing.assert_array_equal(result[0], codes[0])
-    np.testing.assert_array_equal(result[1, :3], codes[1, 1:])
-    np.testing.assert_array_equal(result[2, :1], codes[2, 3:])
-    assert (result[1, 3:] == -1).all() and (result[2, 1:] == -1).all()
-    assert from_start(codes[:, :0]).shape == (3, 0, 2)
+# === Ends ===
+
+
+class EndingLM(FakeLM):
+    """Ends row `i` at its `ends[i]`th new frame, counted over all calls."""
+
+    def __init__(self, ends, crop_duration, deduplicated=False):
+        super().__init__("semantic", crop_duration)
+        self.layout = TokenLayout.semantic(10**9, 2.0, True, deduplicated)
+        self.ends, self.done = np.array(ends), 0
+        self.frames_per_token = 2.0
+
+    def generate(self, codes, num_frames, may_end, **settings):
+        assert may_end
+        known = codes["semantic"].shape[1]
+        assert not (codes["semantic"][:, -1:] == -1).any()
+        made, scores = super().generate(codes, num_frames, **settings)
+        place = self.done + np.arange(num_frames - known)
+        made[:, known:][place >= self.ends[:, None]] = -1
+        self.done += len(place)
+        return made, scores
+
+
+def ending_cascade(ends, durations, deduplicated=False, overlap=None):
+    lms = [
+        EndingLM(ends, durations[0], deduplicated),
+        *map(FakeLM, ["coarse", "fine"], durations[1:]),
+    ]
+    if deduplicated:
+        layout = TokenLayout.coarse(
+            10**9, 3, 10**9, 2.0, 4.0, deduplicated=True
+        )
+        lms[1].layout = layout
+    settings = by_stage({})
+    return Cascade(*lms, UNIT, UNIT_DURATION, settings, overlap, 0, True)
+
+
+@pytest.mark.parametrize(
+    "durations", [(30, 10, 3), (4, 10, 3), (2, 1, 3), (10, 4, 5)]
+)
+@pytest.mark.parametrize("known", [0, 4, 25])
+@pytest.mark.parametrize("ends", [(5,), (0,), (20,), (7, 33), (33, 0), (90, 7)])
+@pytest.mark.parametrize("overlap", [None, 0.5, 0])
+def test_it_is_over_when_the_last_row_is(durations, known, ends, overlap):
+    cascade = ending_cascade(ends, durations, overlap=overlap)
+    units = known + 50
+    result = continued(cascade, prompt_of(len(ends), known), units)
+    expected = known + np.array(ends)
+    assert result.semantic.shape[1] == min(expected.max(), units)
+    for row, end in enumerate(expected):
+        assert (result.semantic[row, :end] >= 0).all()
+        assert (result.semantic[row, end:] == -1).all()
+        assert cascade.ends[row] == (end if end < units else math.inf)
+    # Nobody is asked for more once all is said.
+    last = cascade.semantic_lm
+    size = max(round(durations[0] / UNIT_DURATION), 2)
+    assert last.done <= min(max(ends), 50) + size
+
+
+def test_runs_of_a_token_are_told_and_asked_for_once():
+    cascade = ending_cascade((40,), (30, 30, 3), deduplicated=True)
+    prompt = prompt_of(1, 6)
+    prompt.semantic[:] = [[5, 5, 5, 7, 7, 5]]
+    result = continued(cascade, prompt, 20)
+    ((codes, length, _),) = cascade.semantic_lm.calls
+    np.testing.assert_array_equal(codes["semantic"][..., 0], [[5, 7, 5]])
+    # Fourteen frames, two a token.
+    assert length == 3 + 7
+    new = result.semantic[0, 6:]
+    np.testing.assert_array_equal(new, np.repeat(new[::2], 2))
+    ((codes, frames, _),) = cascade.coarse_lm.calls
+    assert frames == 40
+    np.testing.assert_array_equal(
+        codes["semantic"][0, :, 0], [5, 7, 5, *new[::2]]
+    )
 
 
 # === Playing ===

@@ -121,6 +121,137 @@ def test_a_stream_with_an_overlap_is_what_generate_gives(pipeline):
     )
 
 
+@pytest.fixture(scope="module")
+def ending_pipeline(pipeline):
+    """Its semantic stage ends after a dozen frames, on average."""
+    layout = TokenLayout.semantic(NUM_CLUSTERS, 25.0, ends=True)
+    parts = {**pipeline._parts, "semantic_lm": tiny_lm(layout)}
+    return AudioLMPipeline(parts, trained=parts)
+
+
+def test_each_row_ends_where_the_semantic_stage_says_so(ending_pipeline):
+    prompts = [noise(6400), noise(3200, seed=1), noise(6400, seed=2)]
+    settings = dict(duration=2.5, seed=4, stop="eos", temperature=1)
+    audio, tokens = ending_pipeline.generate(
+        prompts, return_tokens=True, **settings
+    )
+    frames = (tokens.semantic[:, 10:] >= 0).sum(axis=1)
+    # Less than the duration, and more than a window.
+    assert len(set(frames)) == 3 and 25 < max(frames) < 60
+    for row, prompt in enumerate(prompts):
+        known = len(prompt) // 640
+        assert len(audio[row]) == len(prompt) + 640 * frames[row]
+        np.testing.assert_array_equal(audio[row][: len(prompt)], prompt)
+        codes = tokens.acoustic[row, 20 - 2 * known :]
+        there = codes[: 2 * (known + frames[row])]
+        assert (there >= 0).all()
+        assert (codes[len(there) :] == -1).all()
+        # What sounds after the end is not heard before it.
+        decoded = ending_pipeline.codec.decode(there[None])[0]
+        middle = slice(len(prompt), len(decoded) - 640)
+        np.testing.assert_allclose(
+            audio[row][middle], decoded[middle], atol=1e-5
+        )
+    chunks = list(ending_pipeline.stream(prompts, **settings))
+    whole = np.concatenate(chunks, axis=1)
+    assert whole.shape == (3, 640 * max(frames))
+    for row, prompt in enumerate(prompts):
+        new = audio[row][len(prompt) :]
+        np.testing.assert_array_equal(whole[row, : len(new)], new)
+        assert not whole[row, len(new) :].any()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_one_row_may_end_anywhere(ending_pipeline, seed):
+    settings = dict(seed=seed, stop="eos", temperature=1)
+    audio, tokens = ending_pipeline.generate(
+        duration=20.0, return_tokens=True, **settings
+    )
+    assert (tokens.semantic >= 0).all()
+    assert audio.shape == (640 * len(tokens.semantic),)
+    assert tokens.acoustic.shape == (2 * len(tokens.semantic), 3)
+    decoded = ending_pipeline.codec.decode(tokens.acoustic[None])[0]
+    np.testing.assert_allclose(audio, decoded, atol=1e-5)
+    # An endless stream ends there, too; where the duration is over, nothing
+    # ends sooner.
+    chunks = list(ending_pipeline.stream(**settings))
+    assert sum(map(len, chunks)) == len(audio)
+    short = ending_pipeline.generate(duration=0.08, **settings)
+    assert len(short) == min(len(audio), 1280)
+
+
+def test_an_end_needs_a_stage_that_knows_it(pipeline, ending_pipeline):
+    settings = dict(duration=0.2, stop="eos")
+    with pytest.raises(ValueError, match="taught where.*ends=True"):
+        pipeline.generate(**settings)
+    with pytest.raises(ValueError, match="'duration' or 'eos'.*'never'"):
+        ending_pipeline.generate(duration=0.2, stop="never")
+    with pytest.raises(ValueError, match="likelihood.*scorer"):
+        ending_pipeline.generate(num_candidates=2, **settings)
+    rows = ending_pipeline.generate(
+        num_candidates=3, batch_size=2, scorer=lambda a, _: len(a), **settings
+    )
+    assert isinstance(rows, list) and len(rows) == 2
+
+
+def deduplicated_pipeline(pipeline, semantic=True, coarse=True):
+    parts = {
+        **pipeline._parts,
+        "semantic_lm": tiny_lm(
+            TokenLayout.semantic(NUM_CLUSTERS, 25.0, deduplicated=semantic)
+        ),
+        "coarse_lm": tiny_lm(
+            TokenLayout.coarse(
+                NUM_CLUSTERS,
+                COARSE_LEVELS,
+                CODEBOOK_SIZE,
+                25.0,
+                50.0,
+                deduplicated=coarse,
+            )
+        ),
+    }
+    for name in ("semantic_lm", "coarse_lm"):
+        parts[name].build()
+    return AudioLMPipeline(parts, trained=parts)
+
+
+def test_deduplicated_stages_meet_the_duration(pipeline):
+    made = deduplicated_pipeline(pipeline)
+    made.semantic_lm.frames_per_token.assign(2.5)
+    prompt = noise(2, 16000)
+    audio, tokens = made.generate(
+        prompt, duration=2.5, seed=0, return_tokens=True
+    )
+    assert audio.shape == (2, 16000 + 40000)
+    known = pipeline.tokenize(prompt)
+    np.testing.assert_array_equal(tokens.semantic[:, :25], known.semantic)
+    np.testing.assert_array_equal(tokens.acoustic[:, :50], known.acoustic)
+    chunks = list(made.stream(prompt, duration=2.5, seed=0))
+    np.testing.assert_array_equal(
+        np.concatenate(chunks, axis=1), audio[:, 16000:]
+    )
+    assert made.resynthesize(noise(12345), seed=0).shape == (12345,)
+
+
+def test_stages_that_do_not_go_together_are_refused(pipeline):
+    aligned_coarse = deduplicated_pipeline(pipeline, coarse=False)
+    with pytest.raises(ValueError, match="semantic_lm.*de-dup.*aligned"):
+        aligned_coarse.generate(duration=0.2)
+    # The reverse is well: a coarse stage can be told less.
+    deduplicated_pipeline(pipeline, semantic=False).generate(duration=0.2)
+    made = deduplicated_pipeline(pipeline)
+    made.add_part("parallel_decoder", tiny_parallel_decoder())
+    made.mark_trained("parallel_decoder")
+    with pytest.raises(ValueError, match="parallel_decoder was made for tok"):
+        made.generate(duration=0.2, acoustic_decoder="parallel")
+    layout = TokenLayout.coarse(
+        NUM_CLUSTERS, 3, CODEBOOK_SIZE, 25.0, 50.0, deduplicated=True
+    )
+    with pytest.raises(ValueError, match="aligned with frames"):
+        ParallelDecoder(layout)
+
+
 def test_there_is_no_seam(pipeline):
     audio, tokens = pipeline.generate(
         noise(25600), duration=2.4, seed=0, return_tokens=True
@@ -467,6 +598,79 @@ def test_the_way_to_acoustic_tokens_is_one_of_two(pipeline):
 
 
 # === Training ===
+
+
+def test_stages_learn_ends_and_runs():
+    semantic = np.array([[4, 4, 7, 7, 7, 1, 1, 4], [2, 2, 2, 2, 2, 2, 2, 2]])
+    acoustic = np.arange(48).reshape(2, 8, 3)
+    last = np.array([[0, 1, 0, 1], [0, 0, 0, 1]], "bool")
+
+    def inputs_of(layout):
+        return training.stage_inputs(layout, 2)(
+            semantic.astype("int32"), acoustic, last
+        )
+
+    def semantic_of(**kwargs):
+        layout = TokenLayout.semantic(9, 25.0, **kwargs)
+        return inputs_of(layout)["semantic"][..., 0].tolist()
+
+    assert semantic_of() == semantic.tolist()
+    # The code 9 stands after the units that are the last of a recording;
+    # what has no room is cut off.
+    assert semantic_of(ends=True) == [[4, 4, 7, 7, 9, 7, 1, 1], [2] * 8]
+    assert semantic_of(deduplicated=True) == [
+        [4, 7, 1, 4, -1, -1, -1, -1],
+        [2, -1, -1, -1, -1, -1, -1, -1],
+    ]
+    assert semantic_of(ends=True, deduplicated=True)[0][:5] == [4, 7, 9, 7, 1]
+    layout = TokenLayout.coarse(9, 2, 99, 25.0, 25.0, deduplicated=True)
+    inputs = inputs_of(layout)
+    assert inputs["semantic"][0, :, 0].tolist() == [4, 7, 1, 4, -1, -1, -1, -1]
+    np.testing.assert_array_equal(inputs["coarse"], acoustic[..., :2])
+    inputs = inputs_of(TokenLayout.fine(2, 1, 99, 25.0))
+    np.testing.assert_array_equal(inputs["coarse"], acoustic[..., :2])
+    np.testing.assert_array_equal(inputs["fine"], acoustic[..., 2:])
+
+
+def test_a_stage_learns_where_recordings_end(recordings, tmp_path):
+    pipeline = deduplicated_pipeline(tiny_pipeline())
+    layout = TokenLayout.semantic(
+        NUM_CLUSTERS, 25.0, ends=True, deduplicated=True
+    )
+    # Tokens that a recording of a second says, and nothing after them.
+    corpus = training.tokenize_corpus(
+        training.list_files(recordings),
+        tmp_path / "training",
+        lambda clips: [
+            (
+                np.repeat([3, 1, 4, 1, 5], 5).astype("int32"),
+                np.zeros((50, 3), "int32"),
+            )
+            for _ in clips
+        ],
+        SAMPLE_RATE,
+        training.fingerprint(pipeline),
+        min_duration=0.04,
+    )
+    assert len(corpus.semantic) == 4
+    pipeline.add_part("semantic_lm", tiny_lm(layout))
+    pipeline.compile(semantic_lm=keras.optimizers.Adam(0.03))
+    history = pipeline.fit(
+        recordings,
+        parts="semantic_lm",
+        steps_per_epoch=80,
+        token_dir=tmp_path,
+        verbose=0,
+    )
+    assert history["semantic_lm"]["loss"][-1] < 1.5
+    assert float(pipeline.semantic_lm.frames_per_token) == 5.0
+    made = pipeline.semantic_lm.generate(
+        {"semantic": np.array([[[3], [1], [4]]])},
+        8,
+        temperature=0,
+        may_end=True,
+    )
+    assert made[0, :, 0].tolist() == [3, 1, 4, 1, 5, -1, -1, -1]
 
 
 def fit(pipeline, recordings, folder, **kwargs):
