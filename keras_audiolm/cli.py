@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import os
 import pathlib
-import platform
 import sys
 import time
 
@@ -441,17 +440,6 @@ def say(message):
     print(message, file=sys.stderr, flush=True)
 
 
-def keep_compiled_programs():
-    """Has JAX keep what it compiles, so that the next call starts at once.
-
-    The folder is this machine's own: programs are compiled for its processor.
-    """
-    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    folder = pathlib.Path(home) / "keras_audiolm" / "jax" / platform.node()
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-
-
 def load(class_name, args, **kwargs):
     """Checks the preset's name, then imports Keras and loads the preset.
 
@@ -466,7 +454,6 @@ def load(class_name, args, **kwargs):
     if args.backend:
         os.environ["KERAS_BACKEND"] = args.backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    keep_compiled_programs()
     say(f"Loading {preset} ...")
     start = time.perf_counter()
     import keras_audiolm
