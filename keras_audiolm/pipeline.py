@@ -872,10 +872,19 @@ def silent_after(ends, audio):
         ends: `(batch,)`, samples of each row, maybe none left or infinitely
             many.
         audio: `(batch, samples)` float32.
+
+    Raises:
+        ValueError: on audio that is not finite.
     """
     audio = audio[:, : int(min(ends.max(), audio.shape[1]))]
     place = np.arange(audio.shape[1])
-    return np.where(place < ends[:, None], audio, np.float32(0))
+    audio = np.where(place < ends[:, None], audio, np.float32(0))
+    if not np.isfinite(audio).all():
+        raise ValueError(
+            "The codec's sound is not finite: its weights are broken. Load or "
+            "train them again."
+        )
+    return audio
 
 
 def best_of_each(scores, count):

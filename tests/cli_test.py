@@ -347,6 +347,19 @@ def test_ctrl_c_says_how_to_go_on(
     assert capsys.readouterr().err.endswith("keras-audiolm: stopped\n")
 
 
+def test_ctrl_c_while_writing_leaves_no_file(
+    pipeline, tmp_path, capsys, monkeypatch
+):
+    def write(file, *args, **kwargs):
+        file.write(b"half of")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("soundfile.write", write)
+    assert run("sample", "-o", tmp_path / "out.wav", "--num", 2) == 130
+    assert capsys.readouterr().err.endswith("keras-audiolm: stopped\n")
+    assert not list(tmp_path.iterdir())
+
+
 # === The real pipeline ===
 
 

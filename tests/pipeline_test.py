@@ -453,6 +453,8 @@ def test_resynthesis_keeps_the_length_and_what_is_said(pipeline, samples):
         ({"prompt": np.full(16000, np.nan, "float32")}, "finite"),
         ({"prompt": noise(100)}, "short|second"),
         ({"prompt": noise(1, 2, 16000)}, "shape"),
+        ({"prompt": noise(0, 16000)}, "prompt. is empty.*0, 16000"),
+        ({"duration": 1e12}, "duration=1000000000000.0.*memory.*stream"),
         ({"prompt": np.zeros(0, "float32")}, "empty|no samples|short"),
         ({"prompt": "no_such_file.wav"}, "no_such_file"),
         ({"prompt": noise(2, 16000), "batch_size": 3}, "batch_size"),
@@ -462,6 +464,41 @@ def test_resynthesis_keeps_the_length_and_what_is_said(pipeline, samples):
 def test_bad_calls_say_what_is_wrong(pipeline, arguments, message):
     with pytest.raises(ValueError, match=message):
         pipeline.generate(**{"duration": 0.2, **arguments})
+
+
+@pytest.mark.parametrize(
+    "part", ["semantic_lm", "coarse_lm", "fine_lm", "codec"]
+)
+def test_broken_weights_are_named(pipeline, part):
+    model = pipeline.part(part)
+    name = "codec" if part == "codec" else model.name
+    variables = [
+        v for v in model.weights if "head" in v.path or part == "codec"
+    ]
+    before = [keras.ops.convert_to_numpy(v) for v in variables]
+    try:
+        for variable in variables:
+            variable.assign(np.full(variable.shape, np.nan))
+        with pytest.raises(ValueError, match=f"{name}.*not finite.*broken"):
+            pipeline.generate(duration=0.2, seed=0)
+        with pytest.raises(ValueError, match=f"{name}.*not finite.*broken"):
+            list(pipeline.stream(duration=0.2, seed=0))
+    finally:
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
+    assert np.isfinite(pipeline.generate(duration=0.2, seed=0)).all()
+
+
+@pytest.mark.parametrize("seconds", [1.0, 1.5, 3.0])
+@pytest.mark.parametrize("settings", [{}, {"overlap": {"fine": 0.5}}], ids=str)
+def test_a_prompt_may_be_longer_than_the_windows(pipeline, seconds, settings):
+    # Which are one second.
+    prompt = noise(round(seconds * SAMPLE_RATE))
+    made, tokens = pipeline.generate(
+        prompt, duration=0.2, seed=0, return_tokens=True, **settings
+    )
+    assert len(made) == len(prompt) + 3200
+    assert len(tokens.semantic) == round(25 * (seconds + 0.2))
 
 
 def test_untrained_parts_are_named():
