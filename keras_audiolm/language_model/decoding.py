@@ -11,7 +11,12 @@ from keras_audiolm.language_model.sampling import (
     gumbel_noise,
     row_generators,
 )
-from keras_audiolm.layers.compiled import CompiledFunction, padded_frames
+from keras_audiolm.layers.compiled import (
+    CompiledFunction,
+    host_numbers,
+    padded_frames,
+    repeat,
+)
 
 # Tokens of the smallest cache. The next ones are twice as long, so that a
 # step attends to little more than what is there, and few programs compile.
@@ -186,9 +191,7 @@ class Decoder:
         offsets = ops.convert_to_tensor(self.lm.layout.offsets(segment.name))
         distances = self.lm.backbone.distance_bias(state["mask"].shape[1])
         absent = ops.cast(state["absent"][:, None], "float32")
-
-        def go_on(done, *_):
-            return done < span["steps"]
+        span = host_numbers(span)
 
         def add_code(done, codes, token, time, caches, used, score, ended):
             hidden, caches = self.lm.backbone.step(
@@ -200,7 +203,7 @@ class Decoder:
                 time,
             )
             step = span["step"] + done
-            level = ops.mod(step, segment.levels)
+            level = step % segment.levels
             logits = self.lm.logits_at(hidden, level)
             scores = logits
             if segment.ends and not may_end:
@@ -229,13 +232,12 @@ class Decoder:
             codes = ops.slice_update(codes, (0, done), shown)
             token = code + ops.take(offsets, level)
             time = ops.cast(step, "float32") / segment.levels - absent
-            return done + 1, codes, token, time, caches, used, score, ended
+            return codes, token, time, caches, used, score, ended
 
-        _, codes, token, time, caches, used, score, ended = ops.while_loop(
-            go_on,
+        codes, token, time, caches, used, score, ended = repeat(
+            span["steps"],
             add_code,
             (
-                ops.zeros((), "int32"),
                 ops.zeros(noise.shape[:2], "int32"),
                 state["token"],
                 state["time"],

@@ -199,7 +199,7 @@ class StageLM(keras.Model):
 
     def logits_at(self, hidden, level):
         """`(batch, hidden_dim)` to `(batch, num_codes)` of one level."""
-        head = ops.cast(ops.take(self.head, level, axis=0), hidden.dtype)
+        head = ops.cast(self.head[level], hidden.dtype)
         logits = ops.matmul(hidden, ops.transpose(head))
         return ops.cast(logits, "float32")
 

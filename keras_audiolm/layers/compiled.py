@@ -65,6 +65,37 @@ def has_slow_batched_products():
     return False
 
 
+def host_numbers(numbers):
+    """A dictionary of integer scalars, as Python's own on PyTorch: it loops
+    on the host, which then never waits for a device to know them."""
+    if keras.backend.backend() != "torch":
+        return numbers
+    return {name: int(number) for name, number in numbers.items()}
+
+
+def repeat(steps, body, carry):
+    """`carry = body(done, *carry)`, for `done` from 0 to `steps`, exclusive.
+
+    Args:
+        steps: of `host_numbers`.
+        body: callable that returns a tuple like `carry`.
+        carry: tuple of tensors, or nested structures of them.
+
+    Returns:
+        The last carry.
+    """
+    if keras.backend.backend() == "torch":
+        for done in range(steps):
+            carry = body(done, *carry)
+        return carry
+    _, *carry = keras.ops.while_loop(
+        lambda done, *_: done < steps,
+        lambda done, *carry: (done + 1, *body(done, *carry)),
+        (keras.ops.zeros((), "int32"), *carry),
+    )
+    return tuple(carry)
+
+
 class CompiledFunction:
     """Runs `function(*args)`, which reads `model`'s variables, compiled.
 

@@ -334,6 +334,32 @@ def test_one_program_a_bucket_serves_all_calls(monkeypatch):
     assert lm._decode.num_traces == 2 + 5
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="PyTorch loops on the host"
+)
+@MODELS
+def test_no_code_waits_for_the_one_before_it(stage, position):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Waits(TorchDispatchMode):
+        """Counts where the host asks for the value of a tensor."""
+
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.count += "_local_scalar_dense" in str(func)
+            return func(*args, **(kwargs or {}))
+
+    def waits(num_frames):
+        with Waits() as mode:
+            shared(stage, position).generate(
+                codes_of(stage), num_frames, seed=0, top_k=3
+            )
+        return mode.count
+
+    assert waits(FRAMES) == waits(2) < 10
+
+
 # === Caches ===
 
 
