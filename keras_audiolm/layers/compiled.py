@@ -50,6 +50,11 @@ def padded_frames(frames):
     return -(-frames // step) * step
 
 
+# Products of a batch that are as well computed one by one; more of them take
+# too long to compile.
+MAX_PRODUCTS = 32
+
+
 def has_slow_batched_products():
     """Whether products of a batch of small matrices are slower than as many
     single ones: XLA on a processor calls no library for them."""
