@@ -38,10 +38,8 @@ SMALL = dict(
 )
 # The paper's stage.
 LARGE = dict(num_layers=12, num_heads=16, hidden_dim=1024)
-# A parallel decoder of the preset's kind of size.
-PARALLEL = dict(
-    num_layers=6, num_heads=8, hidden_dim=256, intermediate_dim=1024, dropout=0
-)
+# Layers and width of parallel decoders of the preset's kind of size.
+PARALLEL = ((6, 256), (4, 256), (4, 192), (3, 160))
 LAYOUTS = {
     "semantic": keras_audiolm.TokenLayout.semantic(1024, 25.0),
     "coarse": keras_audiolm.TokenLayout.coarse(1024, 3, 1024, 25.0, 50.0),
@@ -180,12 +178,12 @@ def measure_pipeline(repeats):
     pipeline = keras_audiolm.AudioLMPipeline.from_preset(PRESET)
     prompt = noise(PROMPT_SECONDS * pipeline.sample_rate)
     rows = []
-    for name, settings in (
-        ("cascade", {}),
-        ("parallel decoder", {"acoustic_decoder": "parallel"}),
-    ):
-        if settings:
-            add_parallel_decoder(pipeline)
+    for size in (None, *PARALLEL):
+        settings, name = {}, "cascade"
+        if size:
+            settings = {"acoustic_decoder": "parallel"}
+            name = f"parallel decoder of {size[0]} layers of {size[1]}"
+            add_parallel_decoder(pipeline, *size)
         seconds = median_seconds(
             lambda s=settings: pipeline.generate(
                 prompt, duration=NEW_SECONDS, seed=0, **s
@@ -202,7 +200,7 @@ def measure_pipeline(repeats):
     return rows
 
 
-def add_parallel_decoder(pipeline):
+def add_parallel_decoder(pipeline, num_layers, hidden_dim):
     """One with random weights: they do not change the time."""
     layout = keras_audiolm.TokenLayout.coarse(
         pipeline.semantic_tokenizer.codebook_size,
@@ -211,7 +209,14 @@ def add_parallel_decoder(pipeline):
         pipeline.sample_rate / pipeline.semantic_tokenizer.hop_length,
         pipeline.sample_rate / pipeline.codec.hop_length,
     )
-    decoder = keras_audiolm.ParallelDecoder(layout, **PARALLEL)
+    decoder = keras_audiolm.ParallelDecoder(
+        layout,
+        num_layers=num_layers,
+        num_heads=hidden_dim // 32,
+        hidden_dim=hidden_dim,
+        intermediate_dim=4 * hidden_dim,
+        dropout=0,
+    )
     pipeline.add_part("parallel_decoder", decoder)
     pipeline.mark_trained("parallel_decoder")
 
