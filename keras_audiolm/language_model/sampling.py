@@ -102,11 +102,13 @@ def gumbel_noise(generators, steps, size):
     Returns:
         `(batch, steps, size)` float32.
     """
-    waits = [
-        generator.standard_exponential((steps, size), dtype="float32")
-        for generator in generators
-    ]
-    return -np.log(np.stack(waits) + np.float32(1e-30))
+    noise = np.empty((len(generators), steps, size), "float32")
+    for row, generator in zip(noise, generators, strict=True):
+        generator.standard_exponential(dtype="float32", out=row)
+    # In place: fresh memory takes as long as the numbers.
+    noise += np.float32(1e-30)
+    np.log(noise, out=noise)
+    return np.negative(noise, out=noise)
 
 
 def draw(logits, noise, sampling, truncated):
