@@ -8,10 +8,12 @@
 
 Prints medians of repeated runs as Markdown, beside what bounds them on this
 machine: the rate at which memory is read, and of a large product. Weights are
-random but those of the preset: they do not change the time.
+random but those of the preset: they do not change the time. Where
+audiolm-pytorch can be imported, its stages of the same sizes run beside.
 """
 
 import argparse
+import importlib.util
 import os
 import platform
 import statistics
@@ -36,10 +38,8 @@ SMALL = dict(
 )
 # The paper's stage.
 LARGE = dict(num_layers=12, num_heads=16, hidden_dim=1024)
-# A parallel decoder of the preset's kind of size.
-PARALLEL = dict(
-    num_layers=6, num_heads=8, hidden_dim=256, intermediate_dim=1024, dropout=0
-)
+# Layers and width of parallel decoders of the preset's kind of size.
+PARALLEL = ((6, 256), (4, 256), (4, 192), (3, 160))
 LAYOUTS = {
     "semantic": keras_audiolm.TokenLayout.semantic(1024, 25.0),
     "coarse": keras_audiolm.TokenLayout.coarse(1024, 3, 1024, 25.0, 50.0),
@@ -178,12 +178,12 @@ def measure_pipeline(repeats):
     pipeline = keras_audiolm.AudioLMPipeline.from_preset(PRESET)
     prompt = noise(PROMPT_SECONDS * pipeline.sample_rate)
     rows = []
-    for name, settings in (
-        ("cascade", {}),
-        ("parallel decoder", {"acoustic_decoder": "parallel"}),
-    ):
-        if settings:
-            add_parallel_decoder(pipeline)
+    for size in (None, *PARALLEL):
+        settings, name = {}, "cascade"
+        if size:
+            settings = {"acoustic_decoder": "parallel"}
+            name = f"parallel decoder of {size[0]} layers of {size[1]}"
+            add_parallel_decoder(pipeline, *size)
         seconds = median_seconds(
             lambda s=settings: pipeline.generate(
                 prompt, duration=NEW_SECONDS, seed=0, **s
@@ -200,7 +200,7 @@ def measure_pipeline(repeats):
     return rows
 
 
-def add_parallel_decoder(pipeline):
+def add_parallel_decoder(pipeline, num_layers, hidden_dim):
     """One with random weights: they do not change the time."""
     layout = keras_audiolm.TokenLayout.coarse(
         pipeline.semantic_tokenizer.codebook_size,
@@ -209,7 +209,14 @@ def add_parallel_decoder(pipeline):
         pipeline.sample_rate / pipeline.semantic_tokenizer.hop_length,
         pipeline.sample_rate / pipeline.codec.hop_length,
     )
-    decoder = keras_audiolm.ParallelDecoder(layout, **PARALLEL)
+    decoder = keras_audiolm.ParallelDecoder(
+        layout,
+        num_layers=num_layers,
+        num_heads=hidden_dim // 32,
+        hidden_dim=hidden_dim,
+        intermediate_dim=4 * hidden_dim,
+        dropout=0,
+    )
     pipeline.add_part("parallel_decoder", decoder)
     pipeline.mark_trained("parallel_decoder")
 
@@ -268,6 +275,81 @@ def sampling_rate(lm, codes, repeats):
     return frames * segment.levels / seconds
 
 
+def measure_peer(repeats):
+    """audiolm-pytorch's stages beside those here, in the same process."""
+    import torch
+
+    rows = []
+    for stage, frames, told, make in (
+        ("semantic", 250, 0, peer_semantic),
+        ("coarse", 100, 100, peer_coarse),
+    ):
+        ours = sampling(stage, SMALL, frames, told, repeats)
+        transformer, run = make(frames, told)
+        with torch.inference_mode():
+            seconds = median_seconds(run, repeats)
+        rate = frames * LAYOUTS[stage].predicted.levels / seconds
+        parameters = sum(p.numel() for p in transformer.parameters()) / 1e6
+        ratio = float(ours[1].split()[0]) / rate
+        name = ours[0].split(",")
+        rows += [
+            ours,
+            (
+                f"audiolm-pytorch, {name[0]}, {parameters:.0f} M,{name[2]}",
+                f"{rate:.0f} tokens/s",
+                f"{ratio:.1f} times slower",
+            ),
+        ]
+    return rows
+
+
+def peer_module():
+    from audiolm_pytorch import audiolm_pytorch as peer
+
+    # It asks the network for the width of a text encoder that is not used.
+    peer.get_encoded_dim = lambda name: SMALL["hidden_dim"]
+    peer.tqdm = lambda steps, **kwargs: steps
+    return peer
+
+
+def peer_sizes():
+    return {
+        "dim": SMALL["hidden_dim"],
+        "depth": SMALL["num_layers"],
+        "heads": SMALL["num_heads"],
+        "num_semantic_tokens": 1024,
+    }
+
+
+def peer_semantic(frames, told):
+    peer = peer_module()
+    transformer = peer.SemanticTransformer(**peer_sizes())
+    wrapper = peer.SemanticTransformerWrapper(transformer=transformer)
+    wrapper.eos_id = -1  # never drawn: all tokens are made
+    return transformer, lambda: wrapper.generate(max_length=frames)
+
+
+def peer_coarse(frames, told):
+    import torch
+
+    peer = peer_module()
+    levels = LAYOUTS["coarse"].predicted.levels
+    transformer = peer.CoarseTransformer(
+        **peer_sizes(), codebook_size=1024, num_coarse_quantizers=levels
+    )
+    # Only asked for its number of groups.
+    codec = peer.SoundStream(
+        codebook_size=1024, rq_num_quantizers=levels, channels=2
+    )
+    wrapper = peer.CoarseTransformerWrapper(
+        transformer=transformer, codec=codec, unique_consecutive=False
+    )
+    semantic = torch.randint(0, 1024, (1, told))
+    return transformer, lambda: wrapper.generate(
+        semantic_token_ids=semantic, max_time_steps=frames
+    )
+
+
 def measure_start(repeats):
     """First sound of the command line in a new process, programs cached."""
     with tempfile.TemporaryDirectory() as folder:
@@ -291,6 +373,7 @@ MEASUREMENTS = {
     "int8": measure_int8,
     "pipeline": measure_pipeline,
     "start": measure_start,
+    "peer": measure_peer,
 }
 
 
@@ -313,7 +396,10 @@ def main(argv=None):
     parser.add_argument("--only", nargs="+", choices=MEASUREMENTS)
     parser.add_argument("--recordings", help="folder, for int8")
     args = parser.parse_args(argv)
-    names = args.only or [n for n in MEASUREMENTS if n != "int8"]
+    left_out = ["int8"]
+    if not importlib.util.find_spec("audiolm_pytorch"):
+        left_out.append("peer")
+    names = args.only or [n for n in MEASUREMENTS if n not in left_out]
     if "int8" in names and not args.recordings:
         parser.error("int8 needs --recordings")
     rows = []

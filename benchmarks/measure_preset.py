@@ -328,7 +328,7 @@ def lm_crops(pipeline, name, corpus):
 
 def stage_split(pipeline, name):
     coarse_levels = pipeline.coarse_lm.layout.predicted.levels
-    return training.stage_inputs(name, coarse_levels)
+    return training.stage_inputs(pipeline.part(name).layout, coarse_levels)
 
 
 def level_losses(lm, codes):

@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import os
 import pathlib
-import platform
 import sys
 import time
 
@@ -210,6 +209,13 @@ def _sampling_options():
         "probability; a number, or one a stage",
     )
     options.add_argument(
+        "--overlap",
+        type=one_or_each(float, STAGES, "stage"),
+        help="seconds that a window of a stage shares with what stands before "
+        "it; a number, or one a stage (default: "
+        "semantic=3,coarse=3,fine=0)",
+    )
+    options.add_argument(
         "--acoustic-decoder",
         choices=("cascade", "parallel"),
         default="cascade",
@@ -225,6 +231,14 @@ def _add_duration_and_num(parser):
         type=positive_seconds,
         default=7.0,
         help="seconds of new sound (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--stop",
+        choices=("duration", "eos"),
+        default="duration",
+        help="where to stop: after the duration, or where the semantic stage "
+        "says that a recording is over, if it was taught that and the "
+        "duration is not over sooner (default: %(default)s)",
     )
     parser.add_argument(
         "--num",
@@ -480,17 +494,6 @@ def say(message):
     print(message, file=sys.stderr, flush=True)
 
 
-def keep_compiled_programs():
-    """Has JAX keep what it compiles, so that the next call starts at once.
-
-    The folder is this machine's own: programs are compiled for its processor.
-    """
-    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    folder = pathlib.Path(home) / "keras_audiolm" / "jax" / platform.node()
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-
-
 def choose_backend(args):
     """Has Keras use `args.backend`, if that says one."""
     if args.backend:
@@ -510,7 +513,6 @@ def load(class_name, args, **kwargs):
     if "://" not in preset:
         find_preset(preset)  # a typing error should not cost the import
     choose_backend(args)
-    keep_compiled_programs()
     say(f"Loading {preset} ...")
     start = time.perf_counter()
     import keras_audiolm
@@ -538,7 +540,14 @@ def sample(args, method, *inputs, **options):
 
     Standard output is kept for the results: progress goes elsewhere.
     """
-    for name in ("temperature", "top_k", "top_p", "seed", "acoustic_decoder"):
+    for name in (
+        "temperature",
+        "top_k",
+        "top_p",
+        "seed",
+        "overlap",
+        "acoustic_decoder",
+    ):
         options[name] = getattr(args, name)
     start = time.perf_counter()
     with contextlib.redirect_stdout(sys.stderr):
@@ -578,9 +587,16 @@ def generate(args, pipeline, prompt=None):
         prompt,
         duration=args.duration,
         batch_size=args.num,
+        stop=args.stop,
     )
+    known = 0 if prompt is None else len(prompt)
+    seconds = sum(len(row) - known for row in audio) / pipeline.sample_rate
+    if not seconds:
+        raise ValueError(
+            "The semantic stage says that all is over at once, and there is no "
+            "new sound. Try another --seed, or --stop duration."
+        )
     where = write_all(args.output, audio, pipeline.sample_rate)
-    seconds = args.num * args.duration
     what = f"{seconds:.1f} s of new sound"
     if prompt is not None:
         what += f" after a {len(prompt) / pipeline.sample_rate:.1f} s prompt"

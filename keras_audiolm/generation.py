@@ -10,15 +10,43 @@ from collections import namedtuple
 
 import numpy as np
 
-from keras_audiolm.language_model.layout import PADDING, absent_frames
+from keras_audiolm.language_model.layout import (
+    PADDING,
+    absent_frames,
+    from_start,
+    without_repeats,
+)
 from keras_audiolm.language_model.sampling import Sampling
 
 Tokens = namedtuple("Tokens", ["semantic", "acoustic"])
 
-# Seconds that a window shares with the one before it.
-WINDOW_OVERLAP = 3.0
 # The paper's, section IV-B.
 TEMPERATURES = {"semantic": 0.6, "coarse": 0.8, "fine": 0.6}
+# Seconds that a window shares with what stands before it. Chunks of the fine
+# stage share nothing, so that they run as one batch.
+OVERLAPS = {"semantic": 3.0, "coarse": 3.0, "fine": 0.0}
+
+
+def one_a_stage(name, value):
+    """A setting as a dictionary by stage.
+
+    Args:
+        name: str, for the message.
+        value: one for all stages, or a dictionary for some. What is `None`
+            is left out.
+
+    Raises:
+        ValueError: on a stage that does not exist.
+    """
+    if not isinstance(value, dict):
+        value = dict.fromkeys(TEMPERATURES, value)
+    for stage in value:
+        if stage not in TEMPERATURES:
+            raise ValueError(
+                f"`{name}` names a stage {stage!r}. Stages are "
+                f"{', '.join(TEMPERATURES)}."
+            )
+    return {stage: one for stage, one in value.items() if one is not None}
 
 
 def by_stage(settings):
@@ -43,16 +71,8 @@ def by_stage(settings):
                 f"There is no argument {name!r} of generation. Those of "
                 f"sampling are {', '.join(names)}."
             )
-        if not isinstance(value, dict):
-            value = dict.fromkeys(TEMPERATURES, value)
-        for stage, one in value.items():
-            if stage not in TEMPERATURES:
-                raise ValueError(
-                    f"`{name}` names a stage {stage!r}. Stages are "
-                    f"{', '.join(TEMPERATURES)}."
-                )
-            if one is not None:
-                stages[stage][name] = one
+        for stage, one in one_a_stage(name, value).items():
+            stages[stage][name] = one
     for settings in stages.values():
         Sampling(**settings)  # refuses values that mean nothing
     return stages
@@ -68,10 +88,21 @@ class Cascade:
         unit_duration: float. Seconds of a unit.
         sampling: dictionary by stage of dictionaries of what
             `StageLM.generate` takes.
+        overlap: seconds that a window shares with what stands before it: one
+            number, or a dictionary by stage. Defaults to `OVERLAPS`, or half
+            a window where that is less.
         seed: int or `None`.
+        stop_at_end: bool. Whether a row is over where the semantic stage
+            says so.
+
+    Raises:
+        ValueError: on an overlap that leaves no room in a window, or a seed
+            below zero.
 
     `progress` is called with what is done next. `log_likelihood`, `(batch,)`,
-    is that of everything sampled so far, in nats.
+    is that of everything sampled so far, in nats. `ends`, `(batch,)`, is
+    where each row is over, in units and parts of them, as far as that is known
+    yet; infinity where it is not.
     """
 
     def __init__(
@@ -82,14 +113,24 @@ class Cascade:
         unit,
         unit_duration,
         sampling,
+        overlap=None,
         seed=None,
+        stop_at_end=False,
     ):
         self.semantic_lm = semantic_lm
         self.coarse_lm = coarse_lm
         self.fine_lm = fine_lm
         self.unit = unit
         self.unit_duration = unit_duration
+        models = zip(
+            TEMPERATURES, (semantic_lm, coarse_lm, fine_lm), strict=True
+        )
+        self.stages = {name: lm for name, lm in models if lm is not None}
+        if stop_at_end:
+            semantic = {**sampling["semantic"], "may_end": True}
+            sampling = {**sampling, "semantic": semantic}
         self.sampling = sampling
+        self.overlaps = self._overlaps(overlap)
         self.progress = lambda message: None
         if seed is not None and seed < 0:
             raise ValueError(f"`seed` must be zero or more. Received: {seed}")
@@ -98,6 +139,7 @@ class Cascade:
         self.seed = seed
         self.draws = 0
         self.log_likelihood = 0.0
+        self.ends = np.zeros(0)
 
     def continuation(self, prompt, units):
         """What follows a prompt, a window of the coarse stage at a time.
@@ -109,58 +151,146 @@ class Cascade:
             prompt: `Tokens` of whole units, maybe of none. Semantic tokens
                 may go on after the acoustic ones; they are then kept. Of
                 prompts of different lengths the shorter ones begin with -1.
-            units: int, or infinity. Where it ends, prompt included.
+            units: int, or infinity. Where it ends, prompt included, at most.
 
         Yields:
             `Tokens` of new units, `(batch, frames)` and `(batch, frames,
-            levels)` int32.
+            levels)` int32. Of a row that is over, the semantic ones are -1
+            and the others mean nothing.
         """
+        self.ends = np.full(len(prompt.semantic), math.inf)
         levels = self.coarse_lm.layout.predicted.levels
         semantic = Track(prompt.semantic[..., None], self.unit[0])
         coarse = Track(prompt.acoustic[..., :levels], self.unit[1])
+        fine = Track(prompt.acoustic[..., levels:], self.unit[1])
         while coarse.end < units:
             known = coarse.end
-            start, stop = self.window(self.coarse_lm, known, units)
+            start, stop = self.window("coarse", known, units)
             while semantic.end < stop:
                 self.progress("semantic tokens")
-                self._extend("semantic", self.semantic_lm, semantic, units)
+                self._say(semantic, units)
+                units = min(units, self.ends.max())
+                units = units if units == math.inf else math.ceil(units)
+                start, stop = self.window("coarse", known, units)
+            if stop <= known:
+                return
             self.progress("coarse acoustic tokens")
-            told = {"semantic": from_start(semantic.between(start, stop))}
-            self._extend("coarse", self.coarse_lm, coarse, units, told)
-            acoustic = coarse.between(known, stop)
+            said = semantic.between(start, stop)
+            if self.coarse_lm.layout.segments[0].deduplicated:
+                said = without_repeats(said)
+            told = {"semantic": from_start(said)}
+            self._extend("coarse", coarse, start, stop, told)
+            tracks = [coarse]
             if self.fine_lm is not None:
                 self.progress("fine acoustic tokens")
-                fine = self._fine(acoustic)
-                acoustic = np.concatenate([acoustic, fine], axis=-1)
-            yield Tokens(semantic.between(known, stop)[..., 0], acoustic)
-            later = self.window(self.coarse_lm, stop, units)[0]
-            coarse.forget(later)
-            again = self.window(self.semantic_lm, semantic.end, units)[0]
-            semantic.forget(min(later, again))
+                self._refine(coarse, fine, units)
+                tracks.append(fine)
+            acoustic = [track.between(known, stop) for track in tracks]
+            yield Tokens(
+                semantic.between(known, stop)[..., 0],
+                np.concatenate(acoustic, axis=-1),
+            )
+            # No later window begins before that of `stop`.
+            starts = {
+                stage: self.window(stage, stop, units)[0]
+                for stage in self.stages
+            }
+            fine.forget(starts.get("fine", stop))
+            coarse.forget(min(starts["coarse"], starts.get("fine", stop)))
+            again = self.window("semantic", semantic.end, units)[0]
+            semantic.forget(min(starts["coarse"], again))
 
-    def window(self, lm, known, units):
+    def _window_units(self, stage):
+        duration = self.stages[stage].crop_duration
+        return max(round(duration / self.unit_duration), 2)
+
+    def _overlaps(self, overlap):
+        """Units by stage that a window shares with what stands before it."""
+        given = one_a_stage("overlap", overlap)
+        units = {}
+        for stage, lm in self.stages.items():
+            window = self._window_units(stage)
+            seconds = given.get(stage, OVERLAPS[stage])
+            if not 0 <= seconds < math.inf:
+                raise ValueError(
+                    "`overlap` must be a number of seconds, zero or more. "
+                    f"Received: {seconds} for the {stage} stage"
+                )
+            units[stage] = round(seconds / self.unit_duration)
+            if stage not in given:
+                units[stage] = min(units[stage], window // 2)
+            if units[stage] >= window:
+                raise ValueError(
+                    f"An overlap of {seconds} seconds leaves no room in a "
+                    f"window of the {stage} stage, which lasts "
+                    f"{lm.crop_duration} seconds. Give a shorter one, like "
+                    f"overlap={{{stage!r}: {window // 2 * self.unit_duration}}}"
+                )
+        return units
+
+    def window(self, stage, known, units):
         """The units that a stage's next call spans, from `start` to `stop`.
 
         A stretch that fits the stage's window takes one; a longer one goes on
         in windows that share their first seconds with what is known.
         """
-        window = max(round(lm.crop_duration / self.unit_duration), 2)
-        overlap = round(WINDOW_OVERLAP / self.unit_duration)
-        overlap = min(overlap, window // 2)
-        start = 0 if units <= window else max(0, known - overlap)
+        window = self._window_units(stage)
+        if units <= window:
+            return 0, units
+        start = max(0, known - self.overlaps[stage])
         return start, min(start + window, units)
 
-    def _extend(self, stage, lm, track, units, told=None):
-        """Samples one window of a stage."""
-        known = track.end
-        start, stop = self.window(lm, known, units)
+    def _say(self, track, units):
+        """Samples one window of the semantic stage.
+
+        The tokens of a de-duplicated stage are taken to last as long as each
+        other, which is how long they do in its corpus: `Track`s are of frames.
+        """
+        lm, known = self.semantic_lm, track.end
+        segment = lm.layout.predicted
+        start, stop = self.window("semantic", known, units)
+        over = self.ends < math.inf
         prompt = track.between(start, known)
+        # What a row that is over goes on with does not matter.
+        prompt = np.where(
+            over[:, None, None], np.maximum(prompt, 0), prompt
+        ).astype("int32")
+        frames = tokens = (stop - known) * track.step
+        if segment.deduplicated:
+            prompt = without_repeats(prompt)
+            tokens = math.ceil(frames / float(lm.frames_per_token))
+        length = prompt.shape[1]
+        made = self._sample(
+            "semantic", lm, {segment.name: prompt}, length + tokens, len(prompt)
+        )[:, length:]
+        made = made[:, np.arange(frames) * tokens // frames]
+        made[over] = PADDING
+        track.append(made)
+        done = made[..., 0] == PADDING
+        over = done.any(axis=1) & ~over
+        self.ends[over] = known + done.argmax(axis=1)[over] / track.step
+
+    def _extend(self, stage, track, start, stop, told=None):
+        """Samples one window of a stage."""
+        lm = self.stages[stage]
+        prompt = track.between(start, track.end)
         codes = {**(told or {}), lm.layout.predicted.name: prompt}
         frames = (stop - start) * track.step
         made = self._sample(stage, lm, codes, frames, len(prompt))
         track.append(made[:, prompt.shape[1] :])
 
-    def _fine(self, coarse):
+    def _refine(self, coarse, fine, units):
+        """Samples the fine levels of the coarse tokens that have none."""
+        if not self.overlaps["fine"]:
+            fine.append(self._fine_chunks(coarse.between(fine.end, coarse.end)))
+        while fine.end < coarse.end:
+            start, stop = self.window("fine", fine.end, units)
+            start = max(start, fine.start)  # an end may be found late
+            stop = min(stop, coarse.end)
+            told = {"coarse": from_start(coarse.between(start, stop))}
+            self._extend("fine", fine, start, stop, told)
+
+    def _fine_chunks(self, coarse):
         """The fine levels of coarse tokens, in chunks that run as one batch.
 
         Args:
@@ -227,15 +357,9 @@ class Track:
 
     def forget(self, unit):
         """Keeps what stands at `unit` and after."""
+        unit = max(unit, self.start)
         self.codes = self.between(unit, self.end)
         self.start = unit
-
-
-def from_start(codes):
-    """Codes whose rows begin at once, with the -1 before them at the end."""
-    absent = absent_frames(codes)[:, None]
-    places = (np.arange(codes.shape[1]) + absent) % max(codes.shape[1], 1)
-    return np.take_along_axis(codes, places[..., None], axis=1)
 
 
 class Player:
@@ -281,6 +405,15 @@ class Player:
             self.states[group] = state
             audio.update(zip(rows.tolist(), part, strict=True))
         return np.stack([audio[row] for row in range(len(acoustic))])
+
+    def finish(self):
+        """What `play` still holds back, where its last tokens were not said
+        to be the last: `(batch, codec.delay)` float32."""
+        audio = {}
+        for (rows, _), state in zip(self.groups, self.states, strict=True):
+            rest = self.codec.flush(state)
+            audio.update(zip(rows.tolist(), rest, strict=True))
+        return np.stack([audio[row] for row in range(len(audio))])
 
     def _begin(self, prompt, codes, last):
         known = prompt.shape[1] * self.codec.hop_length

@@ -450,6 +450,8 @@ class AudioLMPipeline:
         num_candidates=1,
         scorer=None,
         acoustic_decoder="cascade",
+        overlap=None,
+        stop="duration",
         return_tokens=False,
         verbose=False,
         **sampling,
@@ -471,7 +473,15 @@ class AudioLMPipeline:
                 language models' own likelihood.
             acoustic_decoder: `"cascade"`, the coarse and the fine stage, or
                 `"parallel"`, the parallel decoder, whose sampling settings
-                are those of the coarse stage.
+                and overlap are those of the coarse stage.
+            overlap: float, or a dictionary by stage. Seconds of what is known
+                that a stage hears before it goes on, where a window of it
+                does not hold the whole. Defaults to 3 of the semantic and the
+                coarse stage (half a window where that is less), and to 0 of
+                the fine one, whose chunks then run as one batch.
+            stop: `"duration"`, or `"eos"` to end each row where the semantic
+                stage says that a recording is over, after `duration` at the
+                latest. Its layout must have an end: see `TokenLayout`.
             return_tokens: bool. Whether to return the tokens as well.
             verbose: bool. Whether to show progress.
             **sampling: `temperature`, `top_k`, `top_p` and
@@ -481,19 +491,28 @@ class AudioLMPipeline:
 
         Returns:
             Float32 audio: the prompt, followed by exactly `duration` new
-            seconds. `(samples,)`, or `(batch, samples)` where the prompt had
-            a batch axis or `batch_size` is given; of a list of prompts, a
-            list. With `return_tokens`, a pair of it and `Tokens`, which of a
-            list of prompts begin with -1 where one is shorter than others.
+            seconds (up to that with `stop="eos"`). `(samples,)`, or `(batch,
+            samples)` where the prompt had a batch axis or `batch_size` is
+            given; a list of `(samples,)` of a list of prompts, and of any
+            batch with `stop="eos"`. With `return_tokens`, a pair of it and
+            `Tokens`, which of a list of prompts begin with -1 where one is
+            shorter than others, and end with -1 where a row was over sooner.
 
         Raises:
-            ValueError: on unusable audio, a duration of zero or less, or
-                untrained parts.
+            ValueError: on unusable audio, a duration of zero or less, an
+                overlap that leaves no room in a window, untrained parts, or
+                `stop="eos"` where the semantic stage knows no end.
         """
         self._require_decoder(acoustic_decoder, "Generating")
+        if stop == "eos" and num_candidates > 1 and scorer is None:
+            raise ValueError(
+                "Candidates that end where they like cannot be compared by "
+                "their likelihood: the shortest would win. Give a scorer, or "
+                "stop='duration'."
+            )
         given = self._prompts(prompt, batch_size)
         prompts = given.repeated(num_candidates)
-        cascade = self._cascade(sampling, seed, acoustic_decoder)
+        cascade = self._cascade(sampling, seed, acoustic_decoder, overlap, stop)
         pieces = self._continue(cascade, prompts.clips, duration, verbose)
         tokens, done = [next(pieces)], 0
         made = room_for(len(prompts.clips), duration, self.sample_rate)
@@ -501,16 +520,22 @@ class AudioLMPipeline:
             made[:, done : done + chunk.shape[1]] = chunk
             done += chunk.shape[1]
             tokens.append(piece)
+        ends = self._samples_left(cascade, tokens[0], done).astype("int")
         audio = [
-            np.concatenate([clip, row])
-            for clip, row in zip(prompts.clips, made, strict=True)
+            np.concatenate([clip, row[:end]])
+            for clip, row, end in zip(prompts.clips, made, ends, strict=True)
         ]
+        known = tokens[0].acoustic.shape[1]
         tokens = Tokens(
             *(
                 np.concatenate(parts, axis=1)
                 for parts in zip(*tokens, strict=True)
             )
         )
+        if stop == "eos":
+            frames = known + -(-ends // self.codec.hop_length)
+            place = np.arange(tokens.acoustic.shape[1])
+            tokens.acoustic[place >= frames[:, None]] = PADDING
         if num_candidates > 1:
             scores = cascade.log_likelihood
             if scorer is not None:
@@ -521,7 +546,7 @@ class AudioLMPipeline:
             tokens = Tokens(*(part[best] for part in tokens))
         if given.kind == "one":
             audio, tokens = audio[0], Tokens(*(t[0] for t in tokens))
-        elif given.kind == "batch":
+        elif given.kind == "batch" and stop == "duration":
             audio = np.stack(audio)
         return (audio, tokens) if return_tokens else audio
 
@@ -532,6 +557,8 @@ class AudioLMPipeline:
         batch_size=None,
         seed=None,
         acoustic_decoder="cascade",
+        overlap=None,
+        stop="duration",
         verbose=False,
         **sampling,
     ):
@@ -545,12 +572,13 @@ class AudioLMPipeline:
         Args:
             duration: float, optional. Seconds of new audio. By default it
                 never ends.
-            prompt, batch_size, seed, acoustic_decoder, verbose, **sampling:
-                as of `generate`.
+            prompt, batch_size, seed, acoustic_decoder, overlap, stop,
+                verbose, **sampling: as of `generate`.
 
         Returns:
             An iterator of float32 `(samples,)`, or `(batch, samples)` where
-            the prompt is a batch or a list, or `batch_size` is given.
+            the prompt is a batch or a list, or `batch_size` is given. Rows
+            that are over go on with zeros until the last one is.
 
         Example:
 
@@ -563,7 +591,7 @@ class AudioLMPipeline:
         prompts = self._prompts(prompt, batch_size)
         if duration is None:
             duration = math.inf
-        cascade = self._cascade(sampling, seed, acoustic_decoder)
+        cascade = self._cascade(sampling, seed, acoustic_decoder, overlap, stop)
         pieces = self._continue(cascade, prompts.clips, duration, verbose)
         next(pieces)
         return (c[0] if prompts.kind == "one" else c for c, _ in pieces)
@@ -650,15 +678,28 @@ class AudioLMPipeline:
             disable=not verbose,
         ) as bar:
             cascade.progress = bar.set_description_str
-            unplayed = samples
+            heard = decoded = 0
             for tokens in cascade.continuation(known, units):
-                frames = tokens.acoustic.shape[1]
-                unplayed -= frames * self.codec.hop_length
-                audio = player.play(tokens.acoustic, last=unplayed <= 0)
-                audio = audio[:, : int(min(samples, audio.shape[1]))]
-                samples -= audio.shape[1]
+                ends = self._samples_left(cascade, known, samples)
+                decoded += tokens.acoustic.shape[1] * self.codec.hop_length
+                last = decoded >= ends.max()
+                audio = player.play(tokens.acoustic, last)
+                audio = silent_after(ends - heard, audio)
+                heard += audio.shape[1]
                 bar.update(round(audio.shape[1] / self.sample_rate, 2))
                 yield audio, tokens
+            ends = self._samples_left(cascade, known, samples)
+            if 0 < heard < ends.max():
+                # The end was found behind the last piece.
+                nothing = Tokens(*(part[:, :0] for part in known))
+                yield silent_after(ends - heard, player.finish()), nothing
+
+    def _samples_left(self, cascade, known, most):
+        """The new samples of each row, `(batch,)`: `most`, or less where a row
+        is over sooner."""
+        known = known.acoustic.shape[1] / self.unit[1]
+        left = np.round((cascade.ends - known) * self.unit_samples)
+        return np.minimum(left, most)
 
     def _prompt_tokens(self, clips):
         """`Tokens` of whole units that end together, -1 before the shorter.
@@ -691,6 +732,7 @@ class AudioLMPipeline:
         audio,
         seed=None,
         acoustic_decoder="cascade",
+        overlap=None,
         verbose=False,
         **sampling,
     ):
@@ -701,7 +743,8 @@ class AudioLMPipeline:
 
         Args:
             audio: path, `(samples,)` or `(batch, samples)` at `sample_rate`.
-            seed, acoustic_decoder, verbose, **sampling: as of `generate`.
+            seed, acoustic_decoder, overlap, verbose, **sampling: as of
+                `generate`.
 
         Returns:
             Float32 audio of the same shape.
@@ -716,7 +759,7 @@ class AudioLMPipeline:
         )
         nothing = np.zeros((len(audio), 0, self.codec.num_quantizers), "int32")
         known = Tokens(semantic, nothing)
-        cascade = self._cascade(sampling, seed, acoustic_decoder)
+        cascade = self._cascade(sampling, seed, acoustic_decoder, overlap)
         pieces = self._play(cascade, known, audio.shape[1], verbose)
         made = np.concatenate([chunk for chunk, _ in pieces], axis=1)
         return made if batched else made[0]
@@ -763,7 +806,9 @@ class AudioLMPipeline:
             [n for n in self.part_names if n not in left_out], purpose
         )
 
-    def _cascade(self, sampling, seed, acoustic_decoder):
+    def _cascade(
+        self, sampling, seed, acoustic_decoder, overlap, stop="duration"
+    ):
         names = ["semantic_lm", "coarse_lm", "fine_lm"]
         if acoustic_decoder == "parallel":
             # It is a coarse stage of all levels.
@@ -772,14 +817,40 @@ class AudioLMPipeline:
         for name in names:
             self._check_language_model(name)
         models = [self.part(name) for name in names]
+        self._check_semantic_tokens(*models[:2], stop)
         return Cascade(
             *models,
             *[None] * (3 - len(models)),
             self.unit,
             self.unit_samples / self.sample_rate,
             by_stage(sampling),
-            seed=seed,
+            overlap,
+            seed,
+            stop == "eos",
         )
+
+    def _check_semantic_tokens(self, semantic_lm, acoustic_lm, stop):
+        """Raises `ValueError` where the stages do not go together, or the
+        semantic one has no end to stop at."""
+        if stop not in ("duration", "eos"):
+            raise ValueError(
+                f"`stop` must be 'duration' or 'eos'. Received: {stop!r}"
+            )
+        segment = semantic_lm.layout.predicted
+        if stop == "eos" and not segment.ends:
+            raise ValueError(
+                "stop='eos' needs a semantic_lm that was taught where "
+                "recordings end, and the layout of this one has no end. Use "
+                "stop='duration', or put another in its place, with "
+                "TokenLayout.semantic(..., ends=True), and train it."
+            )
+        if segment.deduplicated > acoustic_lm.layout.segments[0].deduplicated:
+            raise ValueError(
+                f"The semantic_lm gives de-duplicated tokens, and the "
+                f"{acoustic_lm.name} was made for tokens that are aligned with "
+                "frames. Train a coarse_lm with "
+                "TokenLayout.coarse(..., deduplicated=True)."
+            )
 
 
 def room_for(batch_size, duration, sample_rate):
@@ -792,6 +863,28 @@ def room_for(batch_size, duration, sample_rate):
             f"Audio of duration={duration} seconds does not fit into memory. "
             "Take it piece by piece: `for chunk in pipeline.stream(...)`"
         ) from None
+
+
+def silent_after(ends, audio):
+    """Audio that ends with the last row, and is zero where another is over.
+
+    Args:
+        ends: `(batch,)`, samples of each row, maybe none left or infinitely
+            many.
+        audio: `(batch, samples)` float32.
+
+    Raises:
+        ValueError: on audio that is not finite.
+    """
+    audio = audio[:, : int(min(ends.max(), audio.shape[1]))]
+    place = np.arange(audio.shape[1])
+    audio = np.where(place < ends[:, None], audio, np.float32(0))
+    if not np.isfinite(audio).all():
+        raise ValueError(
+            "The codec's sound is not finite: its weights are broken. Load or "
+            "train them again."
+        )
+    return audio
 
 
 def best_of_each(scores, count):

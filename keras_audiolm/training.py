@@ -8,10 +8,16 @@ import shutil
 import tempfile
 
 import keras
+import numpy as np
 
 from keras_audiolm.data.audio import find_audio_files
 from keras_audiolm.data.crops import AudioCrops
 from keras_audiolm.data.tokens import TokenCrops, tokenize_corpus
+from keras_audiolm.language_model.layout import (
+    PADDING,
+    from_start,
+    without_repeats,
+)
 from keras_audiolm.layers.checksum import weights_checksum
 from keras_audiolm.presets import PARTS
 
@@ -342,13 +348,14 @@ def fit_language_model(pipeline, part, plan, corpora):
     seconds = pipeline.unit_samples / pipeline.sample_rate
     units = max(round(model.crop_duration / seconds), 1)
     coarse = model if part == "parallel_decoder" else pipeline.coarse_lm
+    levels = coarse.layout.predicted.levels
 
     def crops(corpus, steps, **kwargs):
         made = TokenCrops(
             corpus,
             pipeline.unit,
             units,
-            stage_inputs(part, coarse.layout.predicted.levels),
+            stage_inputs(model.layout, levels),
             batch_size,
             steps or 1,
             seed=plan.seed,
@@ -364,29 +371,73 @@ def fit_language_model(pipeline, part, plan, corpora):
     if "validation" in corpora:
         validation = crops(corpora["validation"], None, same_every_epoch=True)
     model.build()
+    if model.layout.predicted.deduplicated:
+        frames_per_token = mean_run(corpora["training"].semantic)
+        model.frames_per_token.assign(frames_per_token)
     steps = training.steps_per_epoch * plan.of("epochs", part, 1)
     model.compile(pipeline.optimizer(part) or default_optimizer(model, steps))
     return run_fit(model, part, plan, training, validation)
 
 
-def stage_inputs(part, coarse_levels):
-    """A function from aligned tokens to the inputs of a stage."""
+def stage_inputs(layout, coarse_levels):
+    """A function from aligned tokens, as of `TokenCrops`, to the inputs of a
+    stage with this layout."""
 
-    def split(semantic, acoustic):
+    def split(semantic, acoustic, last):
         codes = {
             "semantic": semantic[..., None],
             "coarse": acoustic[..., :coarse_levels],
             "fine": acoustic[..., coarse_levels:],
         }
-        names = {
-            "semantic_lm": ("semantic",),
-            "coarse_lm": ("semantic", "coarse"),
-            "fine_lm": ("coarse", "fine"),
-            "parallel_decoder": ("semantic", "coarse"),
-        }[part]
-        return {name: codes[name] for name in names}
+        inputs = {s.name: codes[s.name] for s in layout.segments}
+        for segment in layout.segments:
+            block = inputs[segment.name]
+            if segment.ends:
+                block = with_ends(block, last, segment.end_code)
+            if segment.deduplicated:
+                frames = block.shape[1]
+                block = from_start(without_repeats(block))
+                block = np.pad(
+                    block,
+                    [(0, 0), (0, frames - block.shape[1]), (0, 0)],
+                    constant_values=PADDING,
+                )
+            inputs[segment.name] = block
+        return inputs
 
     return split
+
+
+def with_ends(codes, last, end_code):
+    """Codes of crops, with a code where a recording is over.
+
+    Args:
+        codes: `(batch, frames, 1)` int32.
+        last: `(batch, units)` bool, the units that are the last of a
+            recording.
+        end_code: int.
+
+    Returns:
+        `(batch, frames, 1)` int32: what follows an end stands a frame later,
+        and the last frames may be cut off.
+    """
+    step = codes.shape[1] // last.shape[1]
+    result = np.empty_like(codes)
+    for row, ends in enumerate(last):
+        places = (np.flatnonzero(ends) + 1) * step
+        longer = np.insert(codes[row], places, end_code, axis=0)
+        result[row] = longer[: codes.shape[1]]
+    return result
+
+
+def mean_run(semantic):
+    """How many frames the same token lasts, on average.
+
+    Args:
+        semantic: list of `(frames,)` int arrays, not all of them empty.
+    """
+    tokens = sum(without_repeats(s[None, :, None]).shape[1] for s in semantic)
+    return sum(map(len, semantic)) / tokens
 
 
 def default_optimizer(model, steps):

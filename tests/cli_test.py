@@ -128,6 +128,7 @@ def test_continue_uses_the_start_of_the_prompt(pipeline, prompt, tmp_path):
 def test_sampling_options_reach_the_pipeline(pipeline, tmp_path):
     options = ("--temperature", "0.7", "--top-k", "semantic=5, fine=9")
     more = ("--top-p", "coarse=0.9", "--preset", "librilight")
+    more += ("--overlap", "fine=0.5", "--stop", "eos")
     out = tmp_path / "out.wav"
     assert run("sample", "-o", out, *options, *more) == 0
     loaded, (_, given) = pipeline.calls
@@ -136,7 +137,21 @@ def test_sampling_options_reach_the_pipeline(pipeline, tmp_path):
     assert given["temperature"] == 0.7
     assert given["top_k"] == {"semantic": 5, "fine": 9}
     assert given["top_p"] == {"coarse": 0.9}
+    assert given["overlap"] == {"fine": 0.5}
+    assert given["stop"] == "eos"
     assert given["seed"] is None
+
+
+def test_nothing_is_written_where_all_is_over_at_once(
+    pipeline, prompt, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(
+        pipeline, "generate", lambda self, prompt, **_: [prompt, prompt]
+    )
+    out = tmp_path / "out.wav"
+    assert run("continue", prompt, "-o", out, "--stop", "eos", "--num", 2) == 1
+    assert "no new sound" in error_line(capsys)
+    assert list(tmp_path.iterdir()) == [prompt]
 
 
 def test_num_writes_numbered_files(pipeline, tmp_path, capsys):
@@ -330,6 +345,19 @@ def test_ctrl_c_says_how_to_go_on(
     assert f"goes on from {out}-checkpoints" in capsys.readouterr().err
     assert run("sample", "-o", pathlib.Path("out.wav")) == 130
     assert capsys.readouterr().err.endswith("keras-audiolm: stopped\n")
+
+
+def test_ctrl_c_while_writing_leaves_no_file(
+    pipeline, tmp_path, capsys, monkeypatch
+):
+    def write(file, *args, **kwargs):
+        file.write(b"half of")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("soundfile.write", write)
+    assert run("sample", "-o", tmp_path / "out.wav", "--num", 2) == 130
+    assert capsys.readouterr().err.endswith("keras-audiolm: stopped\n")
+    assert not list(tmp_path.iterdir())
 
 
 # === The real pipeline ===

@@ -5,14 +5,13 @@ import numpy as np
 import pytest
 
 from keras_audiolm.generation import (
+    OVERLAPS,
     TEMPERATURES,
-    WINDOW_OVERLAP,
     Cascade,
     Player,
     Tokens,
     Track,
     by_stage,
-    from_start,
 )
 from keras_audiolm.language_model.layout import TokenLayout
 
@@ -50,11 +49,11 @@ class FakeLM:
         return made, -np.arange(1.0, batch + 1)
 
 
-def cascade_of(durations=(10.0, 10.0, 10.0), seed=0, fine=True):
+def cascade_of(durations=(10.0, 10.0, 10.0), seed=0, fine=True, overlap=None):
     lms = list(map(FakeLM, LAYOUTS, durations))
     if not fine:
         lms[2] = None
-    return Cascade(*lms, UNIT, UNIT_DURATION, by_stage({}), seed=seed)
+    return Cascade(*lms, UNIT, UNIT_DURATION, by_stage({}), overlap, seed)
 
 
 def prompt_of(batch, units, semantic_units=None):
@@ -76,20 +75,23 @@ def continued(cascade, prompt, units):
 
 
 @pytest.mark.parametrize("crop_duration", [0.1, 1.0, 1.5, 4.0, 5.5, 10.0])
-def test_windows_cover_what_is_missing(crop_duration):
-    cascade = cascade_of((crop_duration,) * 3)
+@pytest.mark.parametrize("seconds", [None, 0, 0.5])
+def test_windows_cover_what_is_missing(crop_duration, seconds):
+    cascade = cascade_of((crop_duration,) * 3, overlap=seconds)
     size = max(round(crop_duration / UNIT_DURATION), 2)
-    overlap = round(WINDOW_OVERLAP / UNIT_DURATION)
+    seconds = OVERLAPS["semantic"] if seconds is None else seconds
+    overlap = round(seconds / UNIT_DURATION)
     for known in range(0, 4 * size, 3):
         for units in range(known + 1, 6 * size, 2):
             done, windows = known, []
             while done < units:
-                start, stop = cascade.window(cascade.semantic_lm, done, units)
+                start, stop = cascade.window("semantic", done, units)
                 # Each goes on where the last one stopped, and knows
                 # something of what stands before.
                 assert 0 <= start <= done < stop <= units
                 assert stop - start <= size
-                assert start == 0 or 0 < done - start <= overlap
+                assert start == 0 or done - start <= overlap
+                assert start == 0 or done > start or not overlap
                 windows.append((start, stop))
                 done = stop
             if units <= size:
@@ -101,7 +103,7 @@ def test_windows_share_three_seconds():
 
     def windows(known, units):
         while known < units:
-            window = cascade.window(cascade.semantic_lm, known, units)
+            window = cascade.window("semantic", known, units)
             yield window
             known = window[1]
 
@@ -118,20 +120,21 @@ def test_windows_share_three_seconds():
 @pytest.mark.parametrize("known", [0, 4, 20, 33])
 @pytest.mark.parametrize("new", [1, 5, 20, 57])
 @pytest.mark.parametrize("durations", [(10, 10, 3), (14, 4, 2), (4, 10, 3)])
+@pytest.mark.parametrize("overlap", [None, 0, 1.5])
 def test_each_stage_is_told_its_window_and_what_is_known(
-    batch, known, new, durations
+    batch, known, new, durations, overlap
 ):
-    cascade = cascade_of(durations)
+    cascade = cascade_of(durations, overlap=overlap)
     prompt, units = prompt_of(batch, known), known + new
     result = continued(cascade, prompt, units)
     assert result.semantic.shape == (batch, units)
     assert result.acoustic.shape == (batch, 2 * units, 5)
     for given, made in zip(prompt, result, strict=True):
         np.testing.assert_array_equal(made[:, : given.shape[1]], given)
-    for lm, told in ((cascade.semantic_lm, ()), (cascade.coarse_lm, (1,))):
-        done = known
+    for stage, told in (("semantic", ()), ("coarse", (1,))):
+        done, lm = known, cascade.stages[stage]
         for codes, frames, _ in lm.calls:
-            start, stop = cascade.window(lm, done, units)
+            start, stop = cascade.window(stage, done, units)
             rate = 2 if told else 1
             assert frames == rate * (stop - start)
             if told:
@@ -146,6 +149,45 @@ def test_each_stage_is_told_its_window_and_what_is_known(
             )
             done = stop
         assert done == units
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("known", [0, 1, 33])
+@pytest.mark.parametrize("durations", [(10, 10, 3), (10, 2, 5)])
+@pytest.mark.parametrize("overlap", [0.5, 1.5])
+def test_with_an_overlap_each_fine_chunk_goes_on_from_the_last(
+    batch, known, durations, overlap
+):
+    cascade = cascade_of(durations, overlap={"fine": overlap})
+    prompt, units, done = prompt_of(batch, known), known + 29, known
+    result = continued(cascade, prompt, units)
+    for codes, frames, _ in cascade.fine_lm.calls:
+        start = max(0, done - round(overlap / UNIT_DURATION))
+        assert 0 < frames <= 2 * durations[2] / UNIT_DURATION
+        np.testing.assert_array_equal(
+            codes["coarse"],
+            result.acoustic[:, 2 * start : 2 * start + frames, :3],
+        )
+        np.testing.assert_array_equal(
+            codes["fine"], result.acoustic[:, 2 * start : 2 * done, 3:]
+        )
+        done = start + frames // 2
+    assert done == units
+
+
+@pytest.mark.parametrize(
+    ("overlap", "message"),
+    [
+        (-1, "`overlap`.*zero or more.*-1"),
+        ({"fine": math.nan}, "`overlap`.*nan for the fine stage"),
+        (math.inf, "`overlap`.*inf"),
+        ({"coarse": 4}, "overlap of 4 .*coarse.*lasts 4.0.*'coarse': 2.0"),
+        ({"medium": 1}, "`overlap`.*'medium'.*semantic, coarse, fine"),
+    ],
+)
+def test_overlaps_that_leave_no_room_are_refused(overlap, message):
+    with pytest.raises(ValueError, match=message):
+        cascade_of((10.0, 4.0, 3.0), overlap=overlap)
 
 
 def test_pieces_come_as_soon_as_they_exist():
@@ -163,7 +205,8 @@ def test_pieces_come_as_soon_as_they_exist():
     assert len(cascade.semantic_lm.calls) == 2
 
 
-def test_what_was_is_forgotten(monkeypatch):
+@pytest.mark.parametrize("overlap", [None, 0, 2.5])
+def test_what_was_is_forgotten(monkeypatch, overlap):
     held = []
     forget = Track.forget
 
@@ -172,7 +215,7 @@ def test_what_was_is_forgotten(monkeypatch):
         held.append(track.codes.shape[1] / track.step)
 
     monkeypatch.setattr(Track, "forget", spy)
-    cascade = cascade_of((30.0, 10.0, 3.0))
+    cascade = cascade_of((30.0, 10.0, 3.0), overlap=overlap)
     pieces = cascade.continuation(prompt_of(1, 100), math.inf)
     for _ in itertools.islice(pieces, 60):
         pass
@@ -264,16 +307,81 @@ def test_each_stage_samples_with_settings_of_its_own():
     ]
 
 
-def test_shorter_rows_of_what_is_told_begin_at_once():
-    codes = np.arange(24, dtype="int32").reshape(3, 4, 2)
-    ragged = codes.copy()
-    ragged[1, :1] = ragged[2, :3] = -1
-    result = from_start(ragged)
-    np.testing.assert_array_equal(result[0], codes[0])
-    np.testing.assert_array_equal(result[1, :3], codes[1, 1:])
-    np.testing.assert_array_equal(result[2, :1], codes[2, 3:])
-    assert (result[1, 3:] == -1).all() and (result[2, 1:] == -1).all()
-    assert from_start(codes[:, :0]).shape == (3, 0, 2)
+# === Ends ===
+
+
+class EndingLM(FakeLM):
+    """Ends row `i` at its `ends[i]`th new frame, counted over all calls."""
+
+    def __init__(self, ends, crop_duration, deduplicated=False):
+        super().__init__("semantic", crop_duration)
+        self.layout = TokenLayout.semantic(10**9, 2.0, True, deduplicated)
+        self.ends, self.done = np.array(ends), 0
+        self.frames_per_token = 2.0
+
+    def generate(self, codes, num_frames, may_end, **settings):
+        assert may_end
+        known = codes["semantic"].shape[1]
+        assert not (codes["semantic"][:, -1:] == -1).any()
+        made, scores = super().generate(codes, num_frames, **settings)
+        place = self.done + np.arange(num_frames - known)
+        made[:, known:][place >= self.ends[:, None]] = -1
+        self.done += len(place)
+        return made, scores
+
+
+def ending_cascade(ends, durations, deduplicated=False, overlap=None):
+    lms = [
+        EndingLM(ends, durations[0], deduplicated),
+        *map(FakeLM, ["coarse", "fine"], durations[1:]),
+    ]
+    if deduplicated:
+        layout = TokenLayout.coarse(
+            10**9, 3, 10**9, 2.0, 4.0, deduplicated=True
+        )
+        lms[1].layout = layout
+    settings = by_stage({})
+    return Cascade(*lms, UNIT, UNIT_DURATION, settings, overlap, 0, True)
+
+
+@pytest.mark.parametrize(
+    "durations", [(30, 10, 3), (4, 10, 3), (2, 1, 3), (10, 4, 5)]
+)
+@pytest.mark.parametrize("known", [0, 4, 25])
+@pytest.mark.parametrize("ends", [(5,), (0,), (20,), (7, 33), (33, 0), (90, 7)])
+@pytest.mark.parametrize("overlap", [None, 0.5, 0])
+def test_it_is_over_when_the_last_row_is(durations, known, ends, overlap):
+    cascade = ending_cascade(ends, durations, overlap=overlap)
+    units = known + 50
+    result = continued(cascade, prompt_of(len(ends), known), units)
+    expected = known + np.array(ends)
+    assert result.semantic.shape[1] == min(expected.max(), units)
+    for row, end in enumerate(expected):
+        assert (result.semantic[row, :end] >= 0).all()
+        assert (result.semantic[row, end:] == -1).all()
+        assert cascade.ends[row] == (end if end < units else math.inf)
+    # Nobody is asked for more once all is said.
+    last = cascade.semantic_lm
+    size = max(round(durations[0] / UNIT_DURATION), 2)
+    assert last.done <= min(max(ends), 50) + size
+
+
+def test_runs_of_a_token_are_told_and_asked_for_once():
+    cascade = ending_cascade((40,), (30, 30, 3), deduplicated=True)
+    prompt = prompt_of(1, 6)
+    prompt.semantic[:] = [[5, 5, 5, 7, 7, 5]]
+    result = continued(cascade, prompt, 20)
+    ((codes, length, _),) = cascade.semantic_lm.calls
+    np.testing.assert_array_equal(codes["semantic"][..., 0], [[5, 7, 5]])
+    # Fourteen frames, two a token.
+    assert length == 3 + 7
+    new = result.semantic[0, 6:]
+    np.testing.assert_array_equal(new, np.repeat(new[::2], 2))
+    ((codes, frames, _),) = cascade.coarse_lm.calls
+    assert frames == 40
+    np.testing.assert_array_equal(
+        codes["semantic"][0, :, 0], [5, 7, 5, *new[::2]]
+    )
 
 
 # === Playing ===

@@ -81,6 +81,177 @@ def test_a_stream_is_what_generate_gives(pipeline, prompt, duration):
     np.testing.assert_array_equal(np.concatenate(chunks, axis=-1), new)
 
 
+def test_an_overlap_changes_what_follows_the_first_window(pipeline):
+    def tokens_of(overlap):
+        return pipeline.generate(
+            duration=2.5,
+            temperature=0,
+            overlap=overlap,
+            return_tokens=True,
+        )[1]
+
+    usual, none = tokens_of(None), tokens_of(0)
+    # Half a window of a second, as the stages have one.
+    for one, other in zip(usual, tokens_of({"coarse": 0.5}), strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(usual.acoustic[:50], none.acoustic[:50])
+    assert (usual.semantic[25:] != none.semantic[25:]).any()
+    assert (usual.acoustic[50:] != none.acoustic[50:]).any()
+    # The fine stage hears its own past, and nobody hears it.
+    fine = tokens_of({"fine": 0.4})
+    np.testing.assert_array_equal(fine.semantic, usual.semantic)
+    np.testing.assert_array_equal(
+        fine.acoustic[..., :2], usual.acoustic[..., :2]
+    )
+    assert (fine.acoustic[..., 2] != usual.acoustic[..., 2]).any()
+
+
+def test_a_stream_with_an_overlap_is_what_generate_gives(pipeline):
+    settings = dict(
+        duration=2.5,
+        seed=3,
+        overlap={"semantic": 0.2, "coarse": 0, "fine": 0.3},
+    )
+    prompts = [noise(6400), noise(3200, seed=1)]
+    whole = pipeline.generate(prompts, **settings)
+    chunks = list(pipeline.stream(prompts, **settings))
+    assert len(chunks) == 3
+    np.testing.assert_array_equal(
+        np.concatenate(chunks, axis=1), [audio[-40000:] for audio in whole]
+    )
+
+
+@pytest.fixture(scope="module")
+def ending_pipeline(pipeline):
+    """Its semantic stage ends after a dozen frames, on average."""
+    layout = TokenLayout.semantic(NUM_CLUSTERS, 25.0, ends=True)
+    parts = {**pipeline._parts, "semantic_lm": tiny_lm(layout)}
+    return AudioLMPipeline(parts, trained=parts)
+
+
+def test_each_row_ends_where_the_semantic_stage_says_so(ending_pipeline):
+    prompts = [noise(6400), noise(3200, seed=1), noise(6400, seed=2)]
+    settings = dict(duration=2.5, seed=4, stop="eos", temperature=1)
+    audio, tokens = ending_pipeline.generate(
+        prompts, return_tokens=True, **settings
+    )
+    frames = (tokens.semantic[:, 10:] >= 0).sum(axis=1)
+    # Less than the duration, and more than a window.
+    assert len(set(frames)) == 3 and 25 < max(frames) < 60
+    for row, prompt in enumerate(prompts):
+        known = len(prompt) // 640
+        assert len(audio[row]) == len(prompt) + 640 * frames[row]
+        np.testing.assert_array_equal(audio[row][: len(prompt)], prompt)
+        codes = tokens.acoustic[row, 20 - 2 * known :]
+        there = codes[: 2 * (known + frames[row])]
+        assert (there >= 0).all()
+        assert (codes[len(there) :] == -1).all()
+        # What sounds after the end is not heard before it.
+        decoded = ending_pipeline.codec.decode(there[None])[0]
+        middle = slice(len(prompt), len(decoded) - 640)
+        np.testing.assert_allclose(
+            audio[row][middle], decoded[middle], atol=1e-5
+        )
+    chunks = list(ending_pipeline.stream(prompts, **settings))
+    whole = np.concatenate(chunks, axis=1)
+    assert whole.shape == (3, 640 * max(frames))
+    for row, prompt in enumerate(prompts):
+        new = audio[row][len(prompt) :]
+        np.testing.assert_array_equal(whole[row, : len(new)], new)
+        assert not whole[row, len(new) :].any()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_one_row_may_end_anywhere(ending_pipeline, seed):
+    settings = dict(seed=seed, stop="eos", temperature=1)
+    audio, tokens = ending_pipeline.generate(
+        duration=20.0, return_tokens=True, **settings
+    )
+    assert (tokens.semantic >= 0).all()
+    assert audio.shape == (640 * len(tokens.semantic),)
+    assert tokens.acoustic.shape == (2 * len(tokens.semantic), 3)
+    decoded = ending_pipeline.codec.decode(tokens.acoustic[None])[0]
+    np.testing.assert_allclose(audio, decoded, atol=1e-5)
+    # An endless stream ends there, too; where the duration is over, nothing
+    # ends sooner.
+    chunks = list(ending_pipeline.stream(**settings))
+    assert sum(map(len, chunks)) == len(audio)
+    short = ending_pipeline.generate(duration=0.08, **settings)
+    assert len(short) == min(len(audio), 1280)
+
+
+def test_an_end_needs_a_stage_that_knows_it(pipeline, ending_pipeline):
+    settings = dict(duration=0.2, stop="eos")
+    with pytest.raises(ValueError, match="taught where.*ends=True"):
+        pipeline.generate(**settings)
+    with pytest.raises(ValueError, match="'duration' or 'eos'.*'never'"):
+        ending_pipeline.generate(duration=0.2, stop="never")
+    with pytest.raises(ValueError, match="likelihood.*scorer"):
+        ending_pipeline.generate(num_candidates=2, **settings)
+    rows = ending_pipeline.generate(
+        num_candidates=3, batch_size=2, scorer=lambda a, _: len(a), **settings
+    )
+    assert isinstance(rows, list) and len(rows) == 2
+
+
+def deduplicated_pipeline(pipeline, semantic=True, coarse=True):
+    parts = {
+        **pipeline._parts,
+        "semantic_lm": tiny_lm(
+            TokenLayout.semantic(NUM_CLUSTERS, 25.0, deduplicated=semantic)
+        ),
+        "coarse_lm": tiny_lm(
+            TokenLayout.coarse(
+                NUM_CLUSTERS,
+                COARSE_LEVELS,
+                CODEBOOK_SIZE,
+                25.0,
+                50.0,
+                deduplicated=coarse,
+            )
+        ),
+    }
+    for name in ("semantic_lm", "coarse_lm"):
+        parts[name].build()
+    return AudioLMPipeline(parts, trained=parts)
+
+
+def test_deduplicated_stages_meet_the_duration(pipeline):
+    made = deduplicated_pipeline(pipeline)
+    made.semantic_lm.frames_per_token.assign(2.5)
+    prompt = noise(2, 16000)
+    audio, tokens = made.generate(
+        prompt, duration=2.5, seed=0, return_tokens=True
+    )
+    assert audio.shape == (2, 16000 + 40000)
+    known = pipeline.tokenize(prompt)
+    np.testing.assert_array_equal(tokens.semantic[:, :25], known.semantic)
+    np.testing.assert_array_equal(tokens.acoustic[:, :50], known.acoustic)
+    chunks = list(made.stream(prompt, duration=2.5, seed=0))
+    np.testing.assert_array_equal(
+        np.concatenate(chunks, axis=1), audio[:, 16000:]
+    )
+    assert made.resynthesize(noise(12345), seed=0).shape == (12345,)
+
+
+def test_stages_that_do_not_go_together_are_refused(pipeline):
+    aligned_coarse = deduplicated_pipeline(pipeline, coarse=False)
+    with pytest.raises(ValueError, match="semantic_lm.*de-dup.*aligned"):
+        aligned_coarse.generate(duration=0.2)
+    # The reverse is well: a coarse stage can be told less.
+    deduplicated_pipeline(pipeline, semantic=False).generate(duration=0.2)
+    made = deduplicated_pipeline(pipeline)
+    made.add_part("parallel_decoder", tiny_parallel_decoder())
+    made.mark_trained("parallel_decoder")
+    with pytest.raises(ValueError, match="parallel_decoder was made for tok"):
+        made.generate(duration=0.2, acoustic_decoder="parallel")
+    layout = TokenLayout.coarse(
+        NUM_CLUSTERS, 3, CODEBOOK_SIZE, 25.0, 50.0, deduplicated=True
+    )
+    with pytest.raises(ValueError, match="aligned with frames"):
+        ParallelDecoder(layout)
+
+
 def test_there_is_no_seam(pipeline):
     audio, tokens = pipeline.generate(
         noise(25600), duration=2.4, seed=0, return_tokens=True
@@ -270,6 +441,8 @@ def test_resynthesis_keeps_the_length_and_what_is_said(pipeline, samples):
         ({"prompt": [noise(16000), noise(1, 16000)]}, r"\(1, 16000\) at 1"),
         ({"prompt": [noise(16000), noise(9)]}, "prompt 1"),
         ({"repetition_penalty": -1}, "`repetition_penalty`.*-1"),
+        ({"overlap": -1}, "`overlap`.*-1"),
+        ({"overlap": {"coarse": 2}}, "2 seconds leaves no room.*coarse"),
         ({"batch_size": 0}, "batch_size"),
         ({"temperature": -0.1}, "temperature"),
         ({"temperature": {"corse": 1.0}}, "corse"),
@@ -280,6 +453,8 @@ def test_resynthesis_keeps_the_length_and_what_is_said(pipeline, samples):
         ({"prompt": np.full(16000, np.nan, "float32")}, "finite"),
         ({"prompt": noise(100)}, "short|second"),
         ({"prompt": noise(1, 2, 16000)}, "shape"),
+        ({"prompt": noise(0, 16000)}, "prompt. is empty.*0, 16000"),
+        ({"duration": 1e12}, "duration=1000000000000.0.*memory.*stream"),
         ({"prompt": np.zeros(0, "float32")}, "empty|no samples|short"),
         ({"prompt": "no_such_file.wav"}, "no_such_file"),
         ({"prompt": noise(2, 16000), "batch_size": 3}, "batch_size"),
@@ -289,6 +464,41 @@ def test_resynthesis_keeps_the_length_and_what_is_said(pipeline, samples):
 def test_bad_calls_say_what_is_wrong(pipeline, arguments, message):
     with pytest.raises(ValueError, match=message):
         pipeline.generate(**{"duration": 0.2, **arguments})
+
+
+@pytest.mark.parametrize(
+    "part", ["semantic_lm", "coarse_lm", "fine_lm", "codec"]
+)
+def test_broken_weights_are_named(pipeline, part):
+    model = pipeline.part(part)
+    name = "codec" if part == "codec" else model.name
+    variables = [
+        v for v in model.weights if "head" in v.path or part == "codec"
+    ]
+    before = [keras.ops.convert_to_numpy(v) for v in variables]
+    try:
+        for variable in variables:
+            variable.assign(np.full(variable.shape, np.nan))
+        with pytest.raises(ValueError, match=f"{name}.*not finite.*broken"):
+            pipeline.generate(duration=0.2, seed=0)
+        with pytest.raises(ValueError, match=f"{name}.*not finite.*broken"):
+            list(pipeline.stream(duration=0.2, seed=0))
+    finally:
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
+    assert np.isfinite(pipeline.generate(duration=0.2, seed=0)).all()
+
+
+@pytest.mark.parametrize("seconds", [1.0, 1.5, 3.0])
+@pytest.mark.parametrize("settings", [{}, {"overlap": {"fine": 0.5}}], ids=str)
+def test_a_prompt_may_be_longer_than_the_windows(pipeline, seconds, settings):
+    # Which are one second.
+    prompt = noise(round(seconds * SAMPLE_RATE))
+    made, tokens = pipeline.generate(
+        prompt, duration=0.2, seed=0, return_tokens=True, **settings
+    )
+    assert len(made) == len(prompt) + 3200
+    assert len(tokens.semantic) == round(25 * (seconds + 0.2))
 
 
 def test_untrained_parts_are_named():
@@ -425,6 +635,79 @@ def test_the_way_to_acoustic_tokens_is_one_of_two(pipeline):
 
 
 # === Training ===
+
+
+def test_stages_learn_ends_and_runs():
+    semantic = np.array([[4, 4, 7, 7, 7, 1, 1, 4], [2, 2, 2, 2, 2, 2, 2, 2]])
+    acoustic = np.arange(48).reshape(2, 8, 3)
+    last = np.array([[0, 1, 0, 1], [0, 0, 0, 1]], "bool")
+
+    def inputs_of(layout):
+        return training.stage_inputs(layout, 2)(
+            semantic.astype("int32"), acoustic, last
+        )
+
+    def semantic_of(**kwargs):
+        layout = TokenLayout.semantic(9, 25.0, **kwargs)
+        return inputs_of(layout)["semantic"][..., 0].tolist()
+
+    assert semantic_of() == semantic.tolist()
+    # The code 9 stands after the units that are the last of a recording;
+    # what has no room is cut off.
+    assert semantic_of(ends=True) == [[4, 4, 7, 7, 9, 7, 1, 1], [2] * 8]
+    assert semantic_of(deduplicated=True) == [
+        [4, 7, 1, 4, -1, -1, -1, -1],
+        [2, -1, -1, -1, -1, -1, -1, -1],
+    ]
+    assert semantic_of(ends=True, deduplicated=True)[0][:5] == [4, 7, 9, 7, 1]
+    layout = TokenLayout.coarse(9, 2, 99, 25.0, 25.0, deduplicated=True)
+    inputs = inputs_of(layout)
+    assert inputs["semantic"][0, :, 0].tolist() == [4, 7, 1, 4, -1, -1, -1, -1]
+    np.testing.assert_array_equal(inputs["coarse"], acoustic[..., :2])
+    inputs = inputs_of(TokenLayout.fine(2, 1, 99, 25.0))
+    np.testing.assert_array_equal(inputs["coarse"], acoustic[..., :2])
+    np.testing.assert_array_equal(inputs["fine"], acoustic[..., 2:])
+
+
+def test_a_stage_learns_where_recordings_end(recordings, tmp_path):
+    pipeline = deduplicated_pipeline(tiny_pipeline())
+    layout = TokenLayout.semantic(
+        NUM_CLUSTERS, 25.0, ends=True, deduplicated=True
+    )
+    # Tokens that a recording of a second says, and nothing after them.
+    corpus = training.tokenize_corpus(
+        training.list_files(recordings),
+        tmp_path / "training",
+        lambda clips: [
+            (
+                np.repeat([3, 1, 4, 1, 5], 5).astype("int32"),
+                np.zeros((50, 3), "int32"),
+            )
+            for _ in clips
+        ],
+        SAMPLE_RATE,
+        training.fingerprint(pipeline),
+        min_duration=0.04,
+    )
+    assert len(corpus.semantic) == 4
+    pipeline.add_part("semantic_lm", tiny_lm(layout))
+    pipeline.compile(semantic_lm=keras.optimizers.Adam(0.03))
+    history = pipeline.fit(
+        recordings,
+        parts="semantic_lm",
+        steps_per_epoch=80,
+        token_dir=tmp_path,
+        verbose=0,
+    )
+    assert history["semantic_lm"]["loss"][-1] < 1.5
+    assert float(pipeline.semantic_lm.frames_per_token) == 5.0
+    made = pipeline.semantic_lm.generate(
+        {"semantic": np.array([[[3], [1], [4]]])},
+        8,
+        temperature=0,
+        may_end=True,
+    )
+    assert made[0, :, 0].tolist() == [3, 1, 4, 1, 5, -1, -1, -1]
 
 
 def fit(pipeline, recordings, folder, **kwargs):

@@ -175,9 +175,9 @@ class TokenCrops(keras.utils.PyDataset):
         unit: pair of int, the semantic and the acoustic frames of the
             shortest stretch in which both are whole.
         units: int. Length of a crop in such stretches.
-        split: callable from `(semantic, acoustic)` of a batch, of shape
-            `(batch, frames)` and `(batch, frames, levels)`, to the inputs of
-            a stage.
+        split: callable from `(semantic, acoustic, last)` of a batch, of shape
+            `(batch, frames)`, `(batch, frames, levels)` and `(batch, units)`
+            (true where a file ends), to the inputs of a stage.
         batch_size, steps_per_epoch, seed: int.
         same_every_epoch: bool. Whether each epoch has the batches of epoch 0.
     """
@@ -232,8 +232,7 @@ class TokenCrops(keras.utils.PyDataset):
         epoch = 0 if self.same_every_epoch else self.epoch
         rng = np.random.default_rng((self.seed, epoch, index))
         crops = [self._crop(rng) for _ in range(self.batch_size)]
-        semantic, acoustic = (np.stack(c) for c in zip(*crops, strict=True))
-        return self.split(semantic, acoustic)
+        return self.split(*(np.stack(c) for c in zip(*crops, strict=True)))
 
     def on_epoch_end(self):
         self.epoch += 1
@@ -256,4 +255,5 @@ class TokenCrops(keras.utils.PyDataset):
         return (
             self.corpus.semantic[file][start * s : (start + count) * s],
             self.corpus.acoustic[file][start * a : (start + count) * a],
+            np.arange(start + 1, start + count + 1) == self.sizes[file],
         )

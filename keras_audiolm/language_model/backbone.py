@@ -6,7 +6,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_audiolm.layers.compiled import has_slow_batched_products
+from keras_audiolm.layers.compiled import (
+    MAX_PRODUCTS,
+    has_slow_batched_products,
+)
 from keras_audiolm.layers.initializers import GlorotUniform, RandomNormal
 from keras_audiolm.layers.rotary import apply_rotary
 
@@ -15,8 +18,6 @@ MASKED = -1e9
 # Queries that attend at once in a whole sequence. What lies ahead of a block
 # of them is never computed, and its scores fit in a processor's cache.
 QUERY_BLOCK = 256
-# Of a single token, rows times heads that attend one by one.
-MAX_PRODUCTS = 32
 
 
 def relative_buckets(length, num_buckets, max_distance):

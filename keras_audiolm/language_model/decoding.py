@@ -11,7 +11,12 @@ from keras_audiolm.language_model.sampling import (
     gumbel_noise,
     row_generators,
 )
-from keras_audiolm.layers.compiled import CompiledFunction, padded_frames
+from keras_audiolm.layers.compiled import (
+    CompiledFunction,
+    host_numbers,
+    padded_frames,
+    repeat,
+)
 
 # Tokens of the smallest cache. The next ones are twice as long, so that a
 # step attends to little more than what is there, and few programs compile.
@@ -49,7 +54,7 @@ class Decoder:
     def num_traces(self):
         return self._start.num_traces + self._go_on.num_traces
 
-    def __call__(self, codes, num_frames, sampling, seed):
+    def __call__(self, codes, num_frames, sampling, seed, may_end=False):
         """New codes after those of a prompt.
 
         Args:
@@ -58,11 +63,13 @@ class Decoder:
             num_frames: int. New frames.
             sampling: `Sampling`.
             seed: int, tuple of int or `None`.
+            may_end: bool. Whether rows may end.
 
         Returns:
-            NumPy int32 `(batch, num_frames, levels)`, and float32 `(batch,)`,
-            the log-likelihood of all new codes in nats, as the model gives
-            it: at a temperature of 1, nothing cut off.
+            NumPy int32 `(batch, num_frames, levels)`, -1 from where a row has
+            ended, and float32 `(batch,)`, the log-likelihood of all new codes
+            in nats, as the model gives it: at a temperature of 1, nothing cut
+            off.
 
         Raises:
             ValueError: if the logits are not finite.
@@ -73,15 +80,17 @@ class Decoder:
             [codes[s.name].shape[1] for s in self.lm.layout.segments]
         )
         prompt_steps = codes[segment.name].shape[1] * segment.levels
-        used = codes_used(codes[segment.name], segment.codebook_size)
+        used = codes_used(codes[segment.name], segment.num_codes)
         generators = row_generators(len(used), seed)
 
         total = num_frames * segment.levels
         state = self._start(codes, cache_length=cache_length(length + 1))
         state["used"] = used if sampling.penalised else used[:, :, :0]
         state["log_likelihood"] = np.zeros(len(used), "float32")
-        made, done = [], 0
-        while done < total:
+        state["ended"] = np.zeros(len(used), "bool")
+        made = np.full((len(used), total), PADDING, "int32")
+        done = 0
+        while done < total and not np.all(state["ended"]):
             # The token at `length - 1` predicts the first new code.
             room = state["mask"].shape[1] - (length - 1 + done)
             if room < 1:
@@ -89,10 +98,10 @@ class Decoder:
                 continue
             steps = min(total - done, room, MAX_STEPS)
             noise = np.zeros(
-                (len(used), MAX_STEPS, segment.codebook_size), "float32"
+                (len(used), MAX_STEPS, segment.num_codes), "float32"
             )
             noise[:, :steps] = gumbel_noise(
-                generators, steps, segment.codebook_size
+                generators, steps, segment.num_codes
             )
             part, state = self._go_on(
                 state,
@@ -102,15 +111,17 @@ class Decoder:
                     "step": np.int32(prompt_steps + done),
                     "steps": np.int32(steps),
                 },
-                sampling.numbers(segment.codebook_size),
+                sampling.numbers(segment.num_codes),
                 truncated=sampling.truncated,
                 penalised=sampling.penalised,
+                may_end=may_end,
             )
-            made.append(ops.convert_to_numpy(part)[:, :steps])
+            part = ops.convert_to_numpy(part)
+            made[:, done : done + steps] = part[:, :steps]
+            state["ended"] = ops.convert_to_numpy(state["ended"])
             done += steps
             score = ops.convert_to_numpy(state["log_likelihood"])
             check_scores(score, self.lm)
-        made = np.concatenate(made, axis=1)
         return made.reshape(-1, num_frames, segment.levels), score
 
     # === Compiled ===
@@ -159,13 +170,15 @@ class Decoder:
         }
         return grown(state, cache_length)
 
-    def _loop(self, state, noise, span, sampling, truncated, penalised):
+    def _loop(
+        self, state, noise, span, sampling, truncated, penalised, may_end
+    ):
         """Up to `MAX_STEPS` codes.
 
         Args:
-            state: from `_read`; `used` `(batch, levels, codebook_size)`;
-                `log_likelihood` `(batch,)`.
-            noise: `(batch, MAX_STEPS, codebook_size)` float32 Gumbel.
+            state: from `_read`; `used` `(batch, levels, num_codes)`;
+                `log_likelihood` `(batch,)`; `ended` `(batch,)` bool.
+            noise: `(batch, MAX_STEPS, num_codes)` float32 Gumbel.
             span: dictionary of int32 scalars: the `index` of the state's
                 token in the sequence, the `step` in the predicted segment
                 that comes after it, and how many `steps` are taken.
@@ -178,11 +191,9 @@ class Decoder:
         offsets = ops.convert_to_tensor(self.lm.layout.offsets(segment.name))
         distances = self.lm.backbone.distance_bias(state["mask"].shape[1])
         absent = ops.cast(state["absent"][:, None], "float32")
+        span = host_numbers(span)
 
-        def go_on(done, *_):
-            return done < span["steps"]
-
-        def add_code(done, codes, token, time, caches, used, score):
+        def add_code(done, codes, token, time, caches, used, score, ended):
             hidden, caches = self.lm.backbone.step(
                 token,
                 caches,
@@ -192,9 +203,12 @@ class Decoder:
                 time,
             )
             step = span["step"] + done
-            level = ops.mod(step, segment.levels)
+            level = step % segment.levels
             logits = self.lm.logits_at(hidden, level)
             scores = logits
+            if segment.ends and not may_end:
+                end = ops.arange(segment.num_codes) == segment.end_code
+                scores = ops.where(end, float("-inf"), scores)
             if penalised:
                 before = ops.take(used, level, axis=1)
                 scores = scores - sampling["penalty"] * before
@@ -202,28 +216,35 @@ class Decoder:
                 scores, ops.take(noise, done, axis=1), sampling, truncated
             )[:, None]  # (batch, 1)
             chosen = ops.take_along_axis(logits, code, axis=1)[:, 0]
-            score = score + chosen - ops.logsumexp(logits, axis=1)
+            gain = chosen - ops.logsumexp(logits, axis=1)
+            if may_end:
+                gain = ops.where(ended, 0.0, gain)
+                ended = ops.logical_or(ended, code[:, 0] == segment.end_code)
+            score = score + gain
             if penalised:
-                now = ops.one_hot(code, segment.codebook_size)
+                now = ops.one_hot(code, segment.num_codes)
                 used = ops.slice_update(
                     used, (0, level, 0), ops.maximum(now, before[:, None])
                 )
-            codes = ops.slice_update(codes, (0, done), code)
+            shown = code
+            if may_end:
+                shown = ops.where(ended[:, None], PADDING, code)
+            codes = ops.slice_update(codes, (0, done), shown)
             token = code + ops.take(offsets, level)
             time = ops.cast(step, "float32") / segment.levels - absent
-            return done + 1, codes, token, time, caches, used, score
+            return codes, token, time, caches, used, score, ended
 
-        _, codes, token, time, caches, used, score = ops.while_loop(
-            go_on,
+        codes, token, time, caches, used, score, ended = repeat(
+            span["steps"],
             add_code,
             (
-                ops.zeros((), "int32"),
                 ops.zeros(noise.shape[:2], "int32"),
                 state["token"],
                 state["time"],
                 state["caches"],
                 state["used"],
                 state["log_likelihood"],
+                state["ended"],
             ),
         )
         after = {
@@ -232,6 +253,7 @@ class Decoder:
             "time": time,
             "used": used,
             "log_likelihood": score,
+            "ended": ended,
         }
         return codes, {**state, **after}
 
@@ -246,9 +268,9 @@ def with_room(prompt):
     )
 
 
-def codes_used(codes, codebook_size):
-    """1 where a row has a code, `(batch, levels, codebook_size)` float32."""
-    used = np.zeros((len(codes), codes.shape[2], codebook_size + 1), "float32")
+def codes_used(codes, num_codes):
+    """1 where a row has a code, `(batch, levels, num_codes)` float32."""
+    used = np.zeros((len(codes), codes.shape[2], num_codes + 1), "float32")
     rows = np.arange(len(codes))[:, None, None]
     levels = np.arange(codes.shape[2])
     used[rows, levels, codes] = 1  # -1 is the last

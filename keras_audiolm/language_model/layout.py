@@ -18,12 +18,28 @@ class Segment:
         levels: int. Codes of a frame.
         codebook_size: int. Codes of a level run from 0 to it, exclusive.
         frame_rate: float. Frames a second.
+        ends: bool. Whether a code more, the `end_code`, says that a recording
+            is over. Of the predicted segment alone, with one level.
+        deduplicated: bool. Whether runs of a code are one token, whose
+            duration is not told. Of segments with one level.
     """
 
     name: str
     levels: int
     codebook_size: int
     frame_rate: float
+    ends: bool = False
+    deduplicated: bool = False
+
+    @property
+    def end_code(self):
+        """The code that stands after a recording's last frame, or `None`."""
+        return self.codebook_size if self.ends else None
+
+    @property
+    def num_codes(self):
+        """Codes of a level, that of the end among them."""
+        return self.codebook_size + self.ends
 
     def frames_in(self, seconds):
         """How many frames a stretch of time has, one or more."""
@@ -71,13 +87,29 @@ class TokenLayout:
                 "A layout needs one or more segments with names of their own. "
                 f"Received: {names}"
             )
+        for segment in segments:
+            if segment.levels > 1 and (segment.ends or segment.deduplicated):
+                raise ValueError(
+                    "Only a segment of one level can be de-duplicated or have "
+                    f"an end. Received: {segment}"
+                )
+            if segment.ends and segment != segments[-1]:
+                raise ValueError(
+                    "Only the last segment, which is predicted, can have an "
+                    f"end. Received: {segment}"
+                )
 
     # === The paper's three stages ===
 
     @classmethod
-    def semantic(cls, semantic_size, semantic_rate):
+    def semantic(
+        cls, semantic_size, semantic_rate, ends=False, deduplicated=False
+    ):
         """Stage 1: semantic tokens after semantic tokens."""
-        return cls((Segment("semantic", 1, semantic_size, semantic_rate),))
+        segment = Segment(
+            "semantic", 1, semantic_size, semantic_rate, ends, deduplicated
+        )
+        return cls((segment,))
 
     @classmethod
     def coarse(
@@ -87,11 +119,21 @@ class TokenLayout:
         codebook_size,
         semantic_rate,
         acoustic_rate,
+        deduplicated=False,
     ):
-        """Stage 2: all semantic tokens, then the coarse acoustic levels."""
+        """Stage 2: all semantic tokens, then the coarse acoustic levels.
+
+        `deduplicated` is of the semantic tokens.
+        """
         return cls(
             (
-                Segment("semantic", 1, semantic_size, semantic_rate),
+                Segment(
+                    "semantic",
+                    1,
+                    semantic_size,
+                    semantic_rate,
+                    deduplicated=deduplicated,
+                ),
                 Segment("coarse", coarse_levels, codebook_size, acoustic_rate),
             )
         )
@@ -116,7 +158,7 @@ class TokenLayout:
     @property
     def num_code_ids(self):
         """How many ids stand for codes; the special ids follow them."""
-        return sum(s.levels * s.codebook_size for s in self.segments)
+        return sum(s.levels * s.num_codes for s in self.segments)
 
     @property
     def vocabulary_size(self):
@@ -136,8 +178,8 @@ class TokenLayout:
     def offset(self, name, level):
         """The id of code 0 of a level."""
         index = self.index(name)
-        before = sum(s.levels * s.codebook_size for s in self.segments[:index])
-        return before + level * self.segments[index].codebook_size
+        before = sum(s.levels * s.num_codes for s in self.segments[:index])
+        return before + level * self.segments[index].num_codes
 
     def offsets(self, name):
         """The first id of each level of a segment, `(levels,)` int32."""
@@ -187,7 +229,8 @@ class TokenLayout:
         """When each token sounds, in frames of the predicted segment.
 
         Tokens of different segments that sound together get the same time;
-        the levels of a frame follow each other within it.
+        the levels of a frame follow each other within it. The tokens of a
+        de-duplicated segment are told as though each took a frame.
 
         Args:
             frames: sequence of int, the frames of each segment.
@@ -228,11 +271,11 @@ class TokenLayout:
                     f"{name} codes must be integers. Received: {block.dtype}"
                 )
             if block.size and not (
-                PADDING <= block.min() and block.max() < segment.codebook_size
+                PADDING <= block.min() and block.max() < segment.num_codes
             ):
                 raise ValueError(
                     f"{name} codes must be from 0 to "
-                    f"{segment.codebook_size - 1}, or -1 for padding. "
+                    f"{segment.num_codes - 1}, or -1 for padding. "
                     f"Received: {block.min()} to {block.max()}"
                 )
 
@@ -273,8 +316,37 @@ class TokenLayout:
 
 
 def absent_frames(codes):
-    """How many frames of -1 each row of NumPy codes has, `(batch,)`."""
-    return (codes[..., 0] == PADDING).sum(axis=1)
+    """With how many frames of -1 each row of NumPy codes begins, `(batch,)`."""
+    return np.cumprod(codes[..., 0] == PADDING, axis=1).sum(axis=1)
+
+
+def from_start(codes):
+    """NumPy codes whose rows begin at once, with the -1 that stood before
+    them at the end."""
+    absent = absent_frames(codes)[:, None]
+    places = (np.arange(codes.shape[1]) + absent) % max(codes.shape[1], 1)
+    return np.take_along_axis(codes, places[..., None], axis=1)
+
+
+def without_repeats(codes):
+    """Codes of one level, each run of one of them as a single token.
+
+    Args:
+        codes: NumPy int `(batch, frames, 1)`; -1 is left out.
+
+    Returns:
+        NumPy int32 `(batch, tokens, 1)`, as many tokens as the longest row
+        has; the others begin with -1.
+    """
+    first = np.full_like(codes[:, :1], PADDING)
+    before = np.concatenate([first, codes[:, :-1]], axis=1)
+    kept = ((codes != before) & (codes != PADDING))[..., 0]
+    rows = [row[keep, 0] for row, keep in zip(codes, kept, strict=True)]
+    longest = max(map(len, rows))
+    result = np.full((len(codes), longest, 1), PADDING, "int32")
+    for row, tokens in enumerate(rows):
+        result[row, longest - len(tokens) :, 0] = tokens
+    return result
 
 
 def has_gap(absent):

@@ -95,6 +95,13 @@ class ParallelDecoder(keras.Model):
                 f"{[s.name for s in layout.segments]}"
             )
 
+        if layout.segments[0].deduplicated or layout.predicted.ends:
+            raise ValueError(
+                "The parallel decoder needs semantic tokens that are aligned "
+                "with frames, and has no end. Received: a layout of "
+                f"{layout.segments}. Make it without `deduplicated` and `ends`."
+            )
+
         # === Layers ===
         self.blocks = [
             ConformerBlock(

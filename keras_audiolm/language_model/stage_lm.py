@@ -33,8 +33,8 @@ class StageLM(keras.Model):
         training: bool.
 
     Returns:
-        Logits `(batch, frames, levels, codebook_size)` float32 of the
-        predicted segment, each given all that stands before it.
+        Logits `(batch, frames, levels, num_codes)` float32 of the predicted
+        segment, each given all that stands before it.
 
     Example:
 
@@ -88,13 +88,21 @@ class StageLM(keras.Model):
             name="head",
             shape=(
                 segment.levels,
-                segment.codebook_size,
+                segment.num_codes,
                 self.backbone.hidden_dim,
             ),
             initializer=RandomNormal(
                 self.backbone.hidden_dim**-0.5, seed=self.backbone.seed
             ),
         )
+        if segment.deduplicated:
+            # What `AudioLMPipeline.fit` found in the corpus.
+            self.frames_per_token = self.add_weight(
+                name="frames_per_token",
+                shape=(),
+                initializer="ones",
+                trainable=False,
+            )
 
     def call(self, codes, training=False):
         layout = self.layout
@@ -132,7 +140,13 @@ class StageLM(keras.Model):
     # === Generation ===
 
     def generate(
-        self, codes, num_frames, seed=None, return_scores=False, **sampling
+        self,
+        codes,
+        num_frames,
+        seed=None,
+        may_end=False,
+        return_scores=False,
+        **sampling,
     ):
         """Samples the predicted segment frame by frame.
 
@@ -145,8 +159,11 @@ class StageLM(keras.Model):
                 prompt included.
             seed: int or tuple of int, optional. The same seed gives the same
                 codes. Row `i` of a batch depends on the seed and `i` alone.
+            may_end: bool. Whether the layout's `end_code` can be drawn: -1
+                stands in its place and after it, and nothing more is sampled
+                once all rows have ended. Otherwise no row ends.
             return_scores: bool. Whether to return the log-likelihood of
-                what is new as well.
+                what is new as well, that of the end included.
             **sampling: `temperature`, `top_k`, `top_p` and
                 `repetition_penalty`, as of `Sampling`.
 
@@ -157,9 +174,16 @@ class StageLM(keras.Model):
 
         Raises:
             ValueError: on codes that do not fit the layout, no conditioning,
-                or sampling settings out of range.
+                sampling settings out of range, or `may_end` where the layout
+                has no end.
         """
         sampling = Sampling(**sampling)
+        if may_end and not self.layout.predicted.ends:
+            raise ValueError(
+                f"`may_end` needs a layout with an end, and that of "
+                f"{self.name!r} has none: it was never taught where recordings "
+                "end. Train one with TokenLayout.semantic(..., ends=True)."
+            )
         self.layout.check_generation(codes, num_frames)
         self.build()
         codes = self._windows(codes)
@@ -169,13 +193,13 @@ class StageLM(keras.Model):
         made, scores = prompt[:, :0], np.zeros(len(prompt), "float32")
         if new > 0:
             codes = {**codes, name: prompt}
-            made, scores = self._decode(codes, new, sampling, seed)
+            made, scores = self._decode(codes, new, sampling, seed, may_end)
         made = np.concatenate([prompt, made], axis=1)
         return (made, scores) if return_scores else made
 
     def logits_at(self, hidden, level):
-        """`(batch, hidden_dim)` to `(batch, codebook_size)` of one level."""
-        head = ops.cast(ops.take(self.head, level, axis=0), hidden.dtype)
+        """`(batch, hidden_dim)` to `(batch, num_codes)` of one level."""
+        head = ops.cast(self.head[level], hidden.dtype)
         logits = ops.matmul(hidden, ops.transpose(head))
         return ops.cast(logits, "float32")
 

@@ -1,6 +1,43 @@
 """Inference functions of a model, compiled where the backend compiles."""
 
+import os
+import pathlib
+import platform
+
 import keras
+
+
+def keep_compiled_programs():
+    """Has JAX keep what it compiles, so that the next process starts at once.
+
+    The folder, `keras_audiolm/jax` in the user's cache folder, is this
+    machine's own: programs are compiled for its processor. Nothing is changed
+    where JAX has a folder already (`JAX_COMPILATION_CACHE_DIR`), is to keep
+    nothing (`JAX_ENABLE_COMPILATION_CACHE=0`), or the folder cannot be
+    written to.
+    """
+    if keras.backend.backend() != "jax":
+        return
+    import jax
+
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    folder = pathlib.Path(home) / "keras_audiolm" / "jax" / platform.node()
+    config = jax.config
+    if (
+        config.jax_compilation_cache_dir is not None
+        or not config.jax_enable_compilation_cache
+        or not can_be_written(folder)
+    ):
+        return
+    config.update("jax_compilation_cache_dir", str(folder))
+    # Many programs here are small.
+    config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def can_be_written(folder):
+    """Whether a folder is there, or can be made, and files in it."""
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    return there.is_dir() and os.access(there, os.W_OK)
 
 
 def padded_frames(frames):
@@ -11,6 +48,11 @@ def padded_frames(frames):
     """
     step = max(2 ** (frames.bit_length() - 3), 8)
     return -(-frames // step) * step
+
+
+# Products of a batch that are as well computed one by one; more of them take
+# too long to compile.
+MAX_PRODUCTS = 32
 
 
 def has_slow_batched_products():
@@ -26,6 +68,37 @@ def has_slow_batched_products():
 
         return not tf.config.list_physical_devices("GPU")
     return False
+
+
+def host_numbers(numbers):
+    """A dictionary of integer scalars, as Python's own on PyTorch: it loops
+    on the host, which then never waits for a device to know them."""
+    if keras.backend.backend() != "torch":
+        return numbers
+    return {name: int(number) for name, number in numbers.items()}
+
+
+def repeat(steps, body, carry):
+    """`carry = body(done, *carry)`, for `done` from 0 to `steps`, exclusive.
+
+    Args:
+        steps: of `host_numbers`.
+        body: callable that returns a tuple like `carry`.
+        carry: tuple of tensors, or nested structures of them.
+
+    Returns:
+        The last carry.
+    """
+    if keras.backend.backend() == "torch":
+        for done in range(steps):
+            carry = body(done, *carry)
+        return carry
+    _, *carry = keras.ops.while_loop(
+        lambda done, *_: done < steps,
+        lambda done, *carry: (done + 1, *body(done, *carry)),
+        (keras.ops.zeros((), "int32"), *carry),
+    )
+    return tuple(carry)
 
 
 class CompiledFunction:
@@ -50,6 +123,7 @@ class CompiledFunction:
     """
 
     def __init__(self, model, function, jit_compile=False):
+        keep_compiled_programs()
         self.model = model
         self.function = function
         self.num_traces = 0

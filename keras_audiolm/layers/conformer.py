@@ -4,6 +4,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_audiolm.layers.compiled import (
+    MAX_PRODUCTS,
+    has_slow_batched_products,
+)
 from keras_audiolm.layers.initializers import GlorotUniform, RandomNormal
 from keras_audiolm.layers.rotary import apply_rotary
 
@@ -106,13 +110,56 @@ class RotarySelfAttention(keras.layers.Layer):
         query = ops.transpose(query, (0, 2, 1, 3))  # (batch, heads, frames, d)
         key = ops.transpose(key, (0, 2, 3, 1))  # (batch, heads, d, frames)
         value = ops.transpose(value, (0, 2, 1, 3))
-        scores = ops.cast(ops.matmul(query, key), "float32") * head_dim**-0.5
+        mask = None
         if padding_mask is not None:
-            scores = ops.where(padding_mask[:, None, None, :], scores, -1e9)
+            mask = padding_mask[:, None, None, :]
+        if self._goes_one_by_one(x, training):
+            pairs = [
+                (row, head)
+                for row in range(batch)
+                for head in range(self.num_heads)
+            ]
+            out = [
+                self._attend(
+                    *(a[row, head] for a in (query, key, value)),
+                    None if mask is None else mask[row, 0],
+                )
+                for row, head in pairs
+            ]
+            out = ops.reshape(
+                ops.stack(out), (batch, self.num_heads, frames, head_dim)
+            )
+        else:
+            out = self._attend(query, key, value, mask, training)
+        out = ops.transpose(out, (0, 2, 1, 3))
+        return self.output_dense(ops.reshape(out, ops.shape(x)))
+
+    def _goes_one_by_one(self, x, training):
+        """Whether heads attend one after the other: on JAX, which computes
+        batches of small products slowly on a processor."""
+        return (
+            keras.backend.backend() == "jax"
+            and not training
+            and has_slow_batched_products()
+            and x.shape[0] is not None
+            and x.shape[0] * self.num_heads <= MAX_PRODUCTS
+        )
+
+    def _attend(self, query, key, value, mask, training=False):
+        """One head, or all of them with `(batch, heads)` in front.
+
+        Args:
+            query, value: `(frames, head_dim)`.
+            key: `(head_dim, frames)`.
+            mask: bool, broadcast to `(frames, frames)`, or `None`.
+        """
+        scores = ops.matmul(query, key)
+        scores = ops.cast(scores, "float32") * query.shape[-1] ** -0.5
+        if mask is not None:
+            scores = ops.where(mask, scores, -1e9)
         weights = ops.cast(ops.softmax(scores, axis=-1), value.dtype)
         weights = self.dropout_layer(weights, training=training)
-        out = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))
-        return self.output_dense(ops.reshape(out, ops.shape(x)))
+        return ops.matmul(weights, value)
 
     def get_config(self):
         config = super().get_config()

@@ -52,8 +52,9 @@ def test_crops_are_aligned_whole_and_of_one_voice(unit, units):
     crops = crops_of(units, unit)
     corpus = crops.corpus
     s, a = unit
-    for semantic, acoustic in batches_of(crops):
+    for semantic, acoustic, last in batches_of(crops):
         assert semantic.shape == (6, units * s)
+        assert last.shape == (6, units)
         assert acoustic.shape == (6, units * a, LEVELS)
         assert semantic.dtype == acoustic.dtype == np.int32
         assert semantic.min() >= 0 and acoustic.min() >= 0
@@ -65,10 +66,10 @@ def test_crops_are_aligned_whole_and_of_one_voice(unit, units):
         moment = acoustic % 1_000_000
         assert np.all(moment == moment[..., :1])
         for row in range(6):
-            check_row(semantic[row], moment[row, :, 0], unit, corpus)
+            check_row(semantic[row], moment[row, :, 0], last[row], unit, corpus)
 
 
-def check_row(semantic, acoustic, unit, corpus):
+def check_row(semantic, acoustic, last, unit, corpus):
     s, a = unit
     semantic, acoustic = semantic.reshape(-1, s), acoustic.reshape(-1, a)
     files, places = semantic[:, 0] // 10_000, semantic[:, 0] % 10_000 // s
@@ -78,6 +79,12 @@ def check_row(semantic, acoustic, unit, corpus):
     expected = 10_000 * files[:, None] + a * places[:, None] + np.arange(a)
     np.testing.assert_array_equal(acoustic, expected)
     assert len({corpus.voices[f] for f in files}) == 1
+    for file, place, is_last in zip(files, places, last, strict=True):
+        lengths = (
+            len(corpus.semantic[file]) // s,
+            len(corpus.acoustic[file]) // a,
+        )
+        assert is_last == (place == min(lengths) - 1)
     for i in range(1, len(files)):
         if places[i] == 0:  # another file, after the end of the last
             f = files[i - 1]
@@ -91,7 +98,7 @@ def check_row(semantic, acoustic, unit, corpus):
 
 
 def test_semantic_frame_k_goes_with_acoustic_frame_2k():
-    for semantic, acoustic in batches_of(crops_of()):
+    for semantic, acoustic, _ in batches_of(crops_of()):
         np.testing.assert_array_equal(
             2 * (semantic % 10_000), acoustic[:, ::2, 0] % 10_000
         )
@@ -101,7 +108,9 @@ def test_semantic_frame_k_goes_with_acoustic_frame_2k():
 
 
 def test_every_unit_has_the_same_chance():
-    ((first, _),) = batches_of(crops_of(1, batch_size=5_000, steps_per_epoch=1))
+    ((first, _, _),) = batches_of(
+        crops_of(1, batch_size=5_000, steps_per_epoch=1)
+    )
     found, counts = np.unique(first, return_counts=True)
     sizes = (5, 1, 9, 0, 20, 2)
     expected = [10_000 * f + k for f, n in enumerate(sizes) for k in range(n)]
@@ -136,7 +145,7 @@ def test_the_same_batches_every_epoch_if_asked_for():
 
 
 def test_split_makes_the_inputs_of_a_stage():
-    def split(semantic, acoustic):
+    def split(semantic, acoustic, last):
         return {"semantic": semantic[..., None], "fine": acoustic[..., 1:]}
 
     plain = crops_of()[1]
@@ -338,7 +347,7 @@ def test_the_index_says_whose_tokens_they_are(files, tmp_path):
 def test_crops_of_a_corpus_on_disk(files, tmp_path):
     corpus = tokenize(files, tmp_path / "tokens", Tokenizer())
     crops = crops_of(8, corpus=corpus)
-    for semantic, acoustic in batches_of(crops):
+    for semantic, acoustic, last in batches_of(crops):
         for row in range(len(semantic)):
             moment = acoustic[row, :, 0]
-            check_row(semantic[row], moment, (1, 2), corpus)
+            check_row(semantic[row], moment, last[row], (1, 2), corpus)

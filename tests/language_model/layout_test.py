@@ -1,15 +1,22 @@
+import itertools
 import json
 
 import numpy as np
 import pytest
 from keras import ops
 
-from keras_audiolm.language_model.layout import Segment, TokenLayout
+from keras_audiolm.language_model.layout import (
+    Segment,
+    TokenLayout,
+    from_start,
+    without_repeats,
+)
 
 LAYOUTS = {
     "semantic": TokenLayout.semantic(7, 25.0),
     "coarse": TokenLayout.coarse(7, 2, 5, 25.0, 50.0),
     "fine": TokenLayout.fine(2, 3, 5, 50.0),
+    "end": TokenLayout.semantic(7, 25.0, ends=True, deduplicated=True),
     "three": TokenLayout(
         (
             Segment("words", 1, 4, 10.0),
@@ -42,7 +49,7 @@ def test_each_code_of_each_level_has_an_id_of_its_own(layout):
         layout.offset(segment.name, level) + code
         for segment in layout.segments
         for level in range(segment.levels)
-        for code in range(segment.codebook_size)
+        for code in range(segment.num_codes)
     ]
     assert ids == list(range(layout.num_code_ids))
 
@@ -198,9 +205,66 @@ def test_segments_need_names_of_their_own(segments):
         TokenLayout(segments)
 
 
+@pytest.mark.parametrize(
+    ("segments", "message"),
+    [
+        ((Segment("a", 2, 5, 3.0, ends=True),), "one level"),
+        ((Segment("a", 2, 5, 3.0, deduplicated=True),), "one level"),
+        (
+            (Segment("a", 1, 5, 3.0, ends=True), Segment("b", 1, 5, 3.0)),
+            "last segment",
+        ),
+    ],
+)
+def test_ends_and_runs_are_refused_where_they_mean_nothing(segments, message):
+    with pytest.raises(ValueError, match=message):
+        TokenLayout(segments)
+
+
+def test_the_end_is_one_code_more():
+    plain = TokenLayout.semantic(7, 25.0).predicted
+    assert (plain.end_code, plain.num_codes) == (None, 7)
+    ends = LAYOUTS["end"].predicted
+    assert (ends.end_code, ends.num_codes) == (7, 8)
+    LAYOUTS["end"].check({"semantic": np.full((1, 2, 1), 7)})
+    with pytest.raises(ValueError, match="from 0 to 6.*7"):
+        LAYOUTS["semantic"].check({"semantic": np.full((1, 2, 1), 7)})
+
+
 @EACH
 def test_config_survives_json(layout):
     config = json.loads(json.dumps(layout.get_config()))
     again = TokenLayout(**config)
     assert again == layout
     assert hash(again) == hash(layout)
+
+
+# === Rows ===
+
+
+def test_shorter_rows_begin_at_once():
+    codes = np.arange(24, dtype="int32").reshape(3, 4, 2)
+    ragged = codes.copy()
+    ragged[1, :1] = ragged[2, :2] = ragged[2, 3:] = -1
+    result = from_start(ragged)
+    np.testing.assert_array_equal(result[0], codes[0])
+    np.testing.assert_array_equal(result[1, :3], codes[1, 1:])
+    np.testing.assert_array_equal(result[2, :1], codes[2, 2:3])
+    assert (result[1, 3:] == -1).all() and (result[2, 1:] == -1).all()
+    assert from_start(codes[:, :0]).shape == (3, 0, 2)
+
+
+def test_runs_become_one_token():
+    rng = np.random.default_rng(0)
+    codes = rng.integers(3, size=(20, 30, 1)).astype("int32")
+    codes[3, :7] = codes[4, 20:] = codes[5] = -1
+    result = without_repeats(codes)
+    assert result.dtype == np.int32
+    lengths = []
+    for row, tokens in zip(codes[..., 0], result[..., 0], strict=True):
+        expected = [key for key, _ in itertools.groupby(row) if key != -1]
+        lengths.append(len(expected))
+        assert tokens[len(tokens) - len(expected) :].tolist() == expected
+        assert (tokens[: len(tokens) - len(expected)] == -1).all()
+    assert result.shape == (20, max(lengths), 1)
+    assert without_repeats(codes[:, :0]).shape == (20, 0, 1)

@@ -15,6 +15,7 @@ from keras_audiolm.language_model.layout import TokenLayout
 from keras_audiolm.language_model.sampling import (
     cut_tail,
     gumbel_noise,
+    likeliest,
     row_generators,
 )
 from keras_audiolm.language_model.stage_lm import StageLM
@@ -334,6 +335,32 @@ def test_one_program_a_bucket_serves_all_calls(monkeypatch):
     assert lm._decode.num_traces == 2 + 5
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="PyTorch loops on the host"
+)
+@MODELS
+def test_no_code_waits_for_the_one_before_it(stage, position):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Waits(TorchDispatchMode):
+        """Counts where the host asks for the value of a tensor."""
+
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.count += "_local_scalar_dense" in str(func)
+            return func(*args, **(kwargs or {}))
+
+    def waits(num_frames):
+        with Waits() as mode:
+            shared(stage, position).generate(
+                codes_of(stage), num_frames, seed=0, top_k=3
+            )
+        return mode.count
+
+    assert waits(FRAMES) == waits(2) < 10
+
+
 # === Caches ===
 
 
@@ -373,6 +400,69 @@ def test_each_row_of_a_ragged_batch_is_its_prompt_alone(stage, position):
         alone[name] = whole[name][row : row + 1, 3 - length :]
         expected = lm.generate(alone, length + new, temperature=0.0)
         np.testing.assert_array_equal(result[row, 3 - length :], expected[0])
+
+
+# === Ends ===
+
+ENDING = TokenLayout.semantic(4, 10.0, ends=True)
+
+
+@functools.cache
+def ending(position="relative"):
+    lm = StageLM(ENDING, {**SIZES, "position": position}, crop_duration=0.6)
+    lm.build()
+    return lm
+
+
+def test_a_row_ends_where_the_end_is_drawn_and_its_score_does():
+    lm, batch, frames = ending(), 8, 12
+    prompt = np.arange(batch, dtype="int32")[:, None, None] % 4
+    made, scores = lm.generate(
+        {"semantic": prompt}, frames, seed=1, may_end=True, return_scores=True
+    )
+    lengths = (made[..., 0] >= 0).sum(axis=1)
+    assert lengths.min() < frames and len(set(lengths)) > 2
+    assert made.max() == 3
+    for row, length in enumerate(lengths):
+        assert (made[row, :length] >= 0).all()
+        # The end is the code after the last.
+        said = np.where(made[row : row + 1] == -1, 4, made[row : row + 1])
+        said[:, length + 1 :] = -1
+        logits = logits_of(lm, {"semantic": said})[0, :, 0]
+        likely = scipy.special.log_softmax(logits, axis=-1)
+        stop = min(length + 1, frames)
+        expected = sum(likely[t, said[0, t, 0]] for t in range(1, stop))
+        np.testing.assert_allclose(scores[row], expected, atol=1e-4)
+
+
+def test_without_leave_no_row_ends():
+    made = ending().generate({}, 200, temperature=1000.0, seed=0)
+    assert sorted(set(made.ravel().tolist())) == [0, 1, 2, 3]
+    greedy = ending().generate({}, 12, temperature=0.0, top_k=1)
+    assert greedy.min() >= 0 and greedy.max() <= 3
+
+
+def test_nothing_is_sampled_once_all_rows_have_ended(monkeypatch):
+    monkeypatch.setattr(decoding, "MAX_STEPS", 4)
+    lm, calls = ending("rotary"), []
+    go_on = lm._decode._go_on
+
+    def spy(*args, **kwargs):
+        calls.append(1)
+        return go_on(*args, **kwargs)
+
+    monkeypatch.setattr(lm._decode, "_go_on", spy)
+    made = lm.generate(
+        {"semantic": np.zeros((2, 1, 1), "int32")}, 401, seed=0, may_end=True
+    )
+    longest = (made[..., 0] >= 0).sum(axis=1).max() - 1
+    assert made.shape == (2, 401, 1) and longest < 400
+    assert len(calls) == longest // 4 + 1
+
+
+def test_a_layout_without_an_end_has_none():
+    with pytest.raises(ValueError, match="`may_end`.*none.*ends=True"):
+        shared("semantic", "relative").generate({}, 4, may_end=True)
 
 
 # === Repetition ===
@@ -447,6 +537,17 @@ def test_the_argmax_with_gumbel_noise_samples_the_softmax():
         expected *= len(draws) / expected.sum()
         counts = np.bincount(draws, minlength=5)
         assert scipy.stats.chisquare(counts, expected).pvalue > 1e-3
+
+
+def test_the_likeliest_is_the_argmax_and_never_out_of_range():
+    rng = np.random.default_rng(0)
+    scores = rng.integers(9, size=(200, 7)).astype("float32")  # with ties
+    scores[:50, 2:] = -np.inf
+    result = ops.convert_to_numpy(likeliest(scores))
+    np.testing.assert_array_equal(result, scores.argmax(axis=1))
+    assert result.dtype == np.int32
+    scores[:] = np.nan
+    assert (ops.convert_to_numpy(likeliest(scores)) == 6).all()
 
 
 def test_noise_depends_on_seed_row_and_what_was_drawn_before():

@@ -1,3 +1,8 @@
+import json
+import os
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -120,3 +125,68 @@ def test_no_gradient_is_recorded():
     layer = make_layer()
     result = CompiledFunction(layer, layer)(np.ones((1, 3), "float32"))
     assert not result.requires_grad
+
+
+# === Programs that are kept ===
+
+COMPILES = """
+import json, jax, keras, numpy
+from keras_audiolm.layers.compiled import CompiledFunction
+events = []
+jax.monitoring.register_event_listener(lambda name, **_: events.append(name))
+layer = keras.layers.Dense(3)
+layer.build((None, 2))
+CompiledFunction(layer, layer.call)(numpy.ones((1, 2), "float32"))
+print(json.dumps({
+    "hits": events.count("/jax/compilation_cache/cache_hits"),
+    "misses": events.count("/jax/compilation_cache/cache_misses"),
+    "folder": jax.config.jax_compilation_cache_dir,
+    "seconds": jax.config.jax_persistent_cache_min_compile_time_secs,
+}))
+"""
+ON_JAX = pytest.mark.skipif(
+    keras.backend.backend() != "jax", reason="JAX keeps programs"
+)
+
+
+def compile_in_a_new_process(home, **settings):
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILES],
+        env={**kept, "XDG_CACHE_HOME": str(home), **settings},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "cache" not in done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@ON_JAX
+def test_the_second_process_compiles_nothing(tmp_path):
+    first, second = (compile_in_a_new_process(tmp_path) for _ in range(2))
+    assert first["folder"].startswith(str(tmp_path / "keras_audiolm" / "jax"))
+    assert first["hits"] == 0 < first["misses"]
+    assert second["misses"] == 0 and second["hits"] == first["misses"]
+
+
+@ON_JAX
+def test_what_the_user_chose_for_jax_stays(tmp_path):
+    own = tmp_path / "own"
+    result = compile_in_a_new_process(
+        tmp_path / "home", JAX_COMPILATION_CACHE_DIR=str(own)
+    )
+    assert (result["folder"], result["seconds"]) == (str(own), 1.0)
+    result = compile_in_a_new_process(
+        tmp_path / "home", JAX_ENABLE_COMPILATION_CACHE="0"
+    )
+    assert result["folder"] is None
+    assert not (tmp_path / "home").exists()
+
+
+@ON_JAX
+def test_without_a_folder_to_write_to_nothing_is_kept(tmp_path):
+    home = tmp_path / "file"
+    home.write_text("")
+    result = compile_in_a_new_process(home)
+    assert result["folder"] is None and result["misses"] == 0
