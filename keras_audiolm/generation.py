@@ -365,8 +365,12 @@ class Track:
 class Player:
     """Turns tokens to audio piece by piece, without a seam.
 
+    A codec that cannot stream decodes each piece among its neighbours: a second
+    before it is decoded again, and the last second is held back until the next
+    piece is there.
+
     Args:
-        codec: any codec; one without `decode_step` can play a single piece.
+        codec: any codec.
         prompt: acoustic tokens `(batch, frames, levels)` int32 that stand
             before the first piece, -1 where shorter rows have none.
     """
@@ -392,7 +396,8 @@ class Player:
 
         Returns:
             `(batch, samples)` float32, without the prompt. What is not the
-            last comes `codec.delay` samples late.
+            last comes `codec.delay` samples late, of a codec that cannot
+            stream a second.
         """
         audio = {}
         for group, (rows, absent) in enumerate(self.groups):
@@ -408,10 +413,13 @@ class Player:
 
     def finish(self):
         """What `play` still holds back, where its last tokens were not said
-        to be the last: `(batch, codec.delay)` float32."""
+        to be the last: `(batch, samples)` float32."""
         audio = {}
         for (rows, _), state in zip(self.groups, self.states, strict=True):
-            rest = self.codec.flush(state)
+            if self.codec.can_stream:
+                rest = self.codec.flush(state)
+            else:
+                rest, _ = self._decode_among(state, last=True)
             audio.update(zip(rows.tolist(), rest, strict=True))
         return np.stack([audio[row] for row in range(len(audio))])
 
@@ -420,13 +428,39 @@ class Player:
         codes = np.concatenate([prompt, codes], axis=1)
         if last:
             return self.codec.decode(codes)[:, known:], None
+        if not self.codec.can_stream:
+            return self._decode_among((codes, prompt.shape[1]), last)
         state = self.codec.init_state(len(codes))
         audio, state = self.codec.decode_step(codes, state)
         return audio[:, known + self.codec.delay :], state
 
     def _go_on(self, codes, state, last):
+        if not self.codec.can_stream:
+            before, played = state
+            codes = np.concatenate([before, codes], axis=1)
+            return self._decode_among((codes, played), last)
         audio, state = self.codec.decode_step(codes, state)
         if last:
             rest = self.codec.flush(state)
             audio = np.concatenate([audio, rest], axis=1)
         return audio, state
+
+    def _decode_among(self, state, last):
+        """The next audio of codes of which a number of frames was played.
+
+        Args:
+            state: these codes `(batch, frames, levels)`, and that number.
+            last: bool. Whether nothing is to be held back.
+
+        Returns:
+            Audio, and the state after it: the codes that the next piece needs
+            beside its own.
+        """
+        codes, played = state
+        hop = self.codec.hop_length
+        second = round(self.codec.sample_rate / hop)  # frames
+        stop = codes.shape[1] - (0 if last else second)
+        stop = max(stop, played)
+        audio = self.codec.decode(codes)[:, played * hop : stop * hop]
+        start = max(stop - second, 0)
+        return audio, (codes[:, start:], stop - start)

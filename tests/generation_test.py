@@ -390,7 +390,7 @@ def test_runs_of_a_token_are_told_and_asked_for_once():
 class FakeCodec:
     """Each code is a sample twice, counted from where the row began."""
 
-    hop_length, delay = 2, 2
+    hop_length, delay, can_stream = 2, 2, True
 
     def decode(self, codes):
         audio = np.repeat(codes[..., 0], 2, axis=1)
@@ -409,14 +409,28 @@ class FakeCodec:
         return self.decode(state)[:, -2:]
 
 
+class LookingCodec:
+    """Two frames are a second; a frame hears those a second before and after
+    it, and no others."""
+
+    hop_length, sample_rate, can_stream = 2, 4, False
+
+    def decode(self, codes):
+        x = codes[..., 0].astype("float64")
+        around = np.pad(x, [(0, 0), (2, 2)])
+        x = x + 100 * around[:, :-4] + 10_000 * around[:, 4:]
+        return np.repeat(x, 2, axis=1)
+
+
+@pytest.mark.parametrize("codec", [FakeCodec(), LookingCodec()])
 @pytest.mark.parametrize("pieces", [[9], [4, 5], [1, 1, 7], [3, 3, 3]])
-def test_pieces_of_ragged_rows_are_what_each_row_sounds_like(pieces):
+def test_pieces_of_ragged_rows_are_what_each_row_sounds_like(codec, pieces):
     codes = np.arange(1, 40, dtype="int32").reshape(3, 13, 1)
     absent = [2, 0, 2]
     prompt = codes[:, :4].copy()
     for row, count in enumerate(absent):
         prompt[row, :count] = -1
-    player, start, audio = Player(FakeCodec(), prompt), 4, []
+    player, start, audio = Player(codec, prompt), 4, []
     for number, frames in enumerate(pieces):
         piece = codes[:, start : start + frames]
         audio.append(player.play(piece, last=number + 1 == len(pieces)))
@@ -424,8 +438,19 @@ def test_pieces_of_ragged_rows_are_what_each_row_sounds_like(pieces):
     audio = np.concatenate(audio, axis=1)
     assert audio.shape == (3, 2 * 9)
     for row, count in enumerate(absent):
-        alone = FakeCodec().decode(codes[row : row + 1, count:])
+        alone = codec.decode(codes[row : row + 1, count:])
         np.testing.assert_array_equal(audio[row], alone[0, 2 * (4 - count) :])
+
+
+@pytest.mark.parametrize("codec", [FakeCodec(), LookingCodec()])
+def test_what_is_held_back_comes_at_the_end(codec):
+    codes = np.arange(1, 12, dtype="int32").reshape(1, 11, 1)
+    player = Player(codec, codes[:, :3])
+    audio = [
+        player.play(codes[:, a:b], last=False) for a, b in [(3, 6), (6, 11)]
+    ]
+    audio = np.concatenate([*audio, player.finish()], axis=1)
+    np.testing.assert_array_equal(audio, codec.decode(codes)[:, 6:])
 
 
 # === Settings ===

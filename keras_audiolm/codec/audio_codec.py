@@ -47,6 +47,11 @@ class AudioCodec(PresetPart, keras.Model):
         self._encode_step = CompiledFunction(self, self._encode_chunk)
         self._decode_step = CompiledFunction(self, self._decode_chunk)
 
+    @property
+    def can_stream(self):
+        """Whether `encode_step` and `decode_step` give what the whole gives."""
+        return self.causal
+
     def _pad_to_hops(self, audio):
         rest = -audio.shape[-1] % self.hop_length
         return ops.pad(audio, [[0, 0], [0, rest]]) if rest else audio

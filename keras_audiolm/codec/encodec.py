@@ -142,8 +142,12 @@ class EnCodec(AudioCodec):
         x, state = self.decoder.step(embeddings, state)
         return ops.cast(x[..., 0], "float32"), state
 
+    @property
+    def can_stream(self):
+        return self.padding == "zeros"
+
     def initial_state(self, batch_size):
-        if self.padding != "zeros":
+        if not self.can_stream:
             raise ValueError(
                 "A stream has no samples to come, which this codec's padding "
                 'reflects. Convert it with padding="zeros" to stream; the '
