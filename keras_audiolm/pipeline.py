@@ -3,9 +3,11 @@
 import functools
 import math
 from collections import namedtuple
+from fractions import Fraction
 
 import keras
 import numpy as np
+import soxr
 import tqdm
 
 from keras_audiolm import presets, training
@@ -19,6 +21,8 @@ TOKENIZE_DURATION = 30.0
 CODEC_CONTEXT = 3.0
 # A prompt's tokens, all of which the stages read, must fit into memory.
 MAX_PROMPT_DURATION = 600.0
+# Seconds between frames of both kinds that begin together, at most.
+LONGEST_UNIT = 2.0
 
 
 class AudioLMPipeline:
@@ -212,16 +216,40 @@ class AudioLMPipeline:
 
     @functools.cached_property
     def unit_samples(self):
-        """Samples of the shortest stretch of whole frames of both kinds."""
-        return math.lcm(
-            self.codec.hop_length, self.semantic_tokenizer.hop_length
-        )
+        """Samples of the shortest stretch of whole frames of both kinds.
+
+        Raises:
+            ValueError: if it is longer than `LONGEST_UNIT`.
+        """
+        hop, other = self.codec.hop_length, self.semantic_hop
+        samples = math.lcm(hop * other.denominator, other.numerator)
+        samples //= other.denominator
+        if samples > LONGEST_UNIT * self.sample_rate:
+            raise ValueError(
+                f"Frames of the codec ({hop} samples at {self.sample_rate} Hz) "
+                "and of the semantic tokenizer "
+                f"({self.semantic_tokenizer.hop_length} at "
+                f"{self.semantic_tokenizer.sample_rate} Hz) never begin "
+                f"together within {LONGEST_UNIT:g} seconds. Take a codec of "
+                "another rate."
+            )
+        return samples
+
+    @property
+    def semantic_hop(self):
+        """A semantic frame in samples at `sample_rate`, a `Fraction`.
+
+        The tokenizer may work at a rate of its own.
+        """
+        tokenizer = self.semantic_tokenizer
+        rates = Fraction(self.sample_rate, tokenizer.sample_rate)
+        return tokenizer.hop_length * rates
 
     @property
     def unit(self):
         """The semantic and the acoustic frames of `unit_samples`."""
         return (
-            self.unit_samples // self.semantic_tokenizer.hop_length,
+            int(self.unit_samples / self.semantic_hop),
             self.unit_samples // self.codec.hop_length,
         )
 
@@ -378,7 +406,7 @@ class AudioLMPipeline:
         return Tokens(semantic, acoustic)
 
     def _tokenize_padded(self, audio, lengths):
-        semantic = self.semantic_tokenizer.encode(audio, lengths=lengths)
+        semantic = self._semantic_tokens(audio, lengths)
         window = int(TOKENIZE_DURATION * self.sample_rate)
         window -= window % self.unit_samples
         context = int(CODEC_CONTEXT * self.sample_rate)
@@ -391,6 +419,19 @@ class AudioLMPipeline:
                 codes[:, (start - first) // self.codec.hop_length :]
             )
         return semantic, np.concatenate(acoustic, axis=1)
+
+    def _semantic_tokens(self, audio, lengths):
+        """`(batch, frames)` of audio `(batch, samples)`, at whatever rate the
+        tokenizer has."""
+        there, here = self.semantic_tokenizer.sample_rate, self.sample_rate
+        if there != here:
+            samples = -(-audio.shape[1] * there // here)
+            audio = np.stack(
+                [soxr.resample(row, here, there) for row in audio]
+            )[:, :samples]
+            audio = np.pad(audio, [(0, 0), (0, samples - audio.shape[1])])
+            lengths = [-(-length * there // here) for length in lengths]
+        return self.semantic_tokenizer.encode(audio, lengths=lengths)
 
     def tokenize_many(self, clips, batch_size=16):
         """Tokens of clips of different lengths, near lengths batched.
@@ -429,7 +470,7 @@ class AudioLMPipeline:
         semantic, acoustic = self._tokenize_padded(audio, padded)
         frames = [
             (
-                -(-length // self.semantic_tokenizer.hop_length),
+                math.ceil(length / self.semantic_hop),
                 -(-length // self.codec.hop_length),
             )
             for length in lengths
@@ -754,9 +795,7 @@ class AudioLMPipeline:
         units = -(-audio.shape[1] // self.unit_samples)
         padding = units * self.unit_samples - audio.shape[1]
         padded = np.pad(audio, [(0, 0), (0, padding)])
-        semantic = self.semantic_tokenizer.encode(
-            padded, lengths=[audio.shape[1]] * len(audio)
-        )
+        semantic = self._semantic_tokens(padded, [audio.shape[1]] * len(audio))
         nothing = np.zeros((len(audio), 0, self.codec.num_quantizers), "int32")
         known = Tokens(semantic, nothing)
         cascade = self._cascade(sampling, seed, acoustic_decoder, overlap)

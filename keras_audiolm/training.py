@@ -231,6 +231,7 @@ def fit_codec(pipeline, plan):
 def codec_trainer(pipeline, plan):
     """The trainer that `compile` was given, or one that suits the codec."""
     from keras_audiolm.codec.losses import PerceptualLoss
+    from keras_audiolm.codec.soundstream import SoundStream
     from keras_audiolm.codec.training import SoundStreamTrainer
 
     codec = pipeline.codec
@@ -243,6 +244,12 @@ def codec_trainer(pipeline, plan):
                 "SoundStreamTrainer(pipeline.codec)"
             )
         return given
+    if not isinstance(codec, SoundStream):
+        raise ValueError(
+            f"A {type(codec).__name__} is not trained here: it comes with "
+            "weights. Train the other parts: "
+            'pipeline.fit(..., parts=["semantic_lm", "coarse_lm", "fine_lm"])'
+        )
     if codec.transform:
         trainer = SoundStreamTrainer(
             codec,
@@ -263,13 +270,16 @@ def codec_trainer(pipeline, plan):
 def fit_semantic_tokenizer(pipeline, plan):
     """The encoder, then k-means on what it says."""
     tokenizer = pipeline.semantic_tokenizer
-    encoder = tokenizer.encoder
-    encoder.compile(
-        pipeline.optimizer("semantic_tokenizer")
-        or keras.optimizers.AdamW(1e-3, beta_2=0.98, clipnorm=1.0)
-    )
-    crops, validation = audio_crops(pipeline, "semantic_tokenizer", plan)
-    history = run_fit(encoder, "semantic_tokenizer", plan, crops, validation)
+    encoder, history = tokenizer.encoder, {}
+    if getattr(encoder, "self_supervised", False):
+        encoder.compile(
+            pipeline.optimizer("semantic_tokenizer")
+            or keras.optimizers.AdamW(1e-3, beta_2=0.98, clipnorm=1.0)
+        )
+        crops, validation = audio_crops(pipeline, "semantic_tokenizer", plan)
+        history = run_fit(
+            encoder, "semantic_tokenizer", plan, crops, validation
+        )
     clean = audio_crops(
         pipeline, "semantic_tokenizer", plan, for_clusters=True
     )[0]
@@ -287,7 +297,7 @@ def audio_crops(pipeline, part, plan, for_clusters=False):
     def crops(files, steps, **kwargs):
         made = AudioCrops(
             files,
-            sample_rate=pipeline.sample_rate,
+            sample_rate=pipeline.part(part).sample_rate,
             duration=duration,
             batch_size=batch_size,
             steps_per_epoch=steps or 1,

@@ -185,6 +185,9 @@ class W2vBert(keras.Model):
      - [AudioLM, section III-B](https://arxiv.org/abs/2209.03143)
     """
 
+    # It is trained by its own `fit`, on audio alone.
+    self_supervised = True
+
     def __init__(
         self,
         sample_rate=16000,
