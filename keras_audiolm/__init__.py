@@ -20,6 +20,7 @@ _PUBLIC = {
     "Hubert": "semantic.hubert",
     "KMeans": "semantic.kmeans",
     "MelSpectralLoss": "codec.losses",
+    "Mimi": "codec.mimi",
     "NoisyCrops": "data.noise",
     "ParallelDecoder": "language_model.parallel_decoder",
     "PerceptualLoss": "codec.losses",

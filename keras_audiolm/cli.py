@@ -447,7 +447,7 @@ def _add_convert(commands):
         run_convert,
         [_running_options()],
         "Make a preset of somebody's public checkpoint: a codec (EnCodec of "
-        "24 kHz, DAC, Lyra v2), or with --layer an encoder (HuBERT, "
+        "24 kHz, DAC, Mimi, Lyra v2), or with --layer an encoder (HuBERT, "
         "w2v-BERT 2.0) as a semantic tokenizer.",
     )
     parser.add_argument(

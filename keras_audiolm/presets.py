@@ -44,7 +44,7 @@ DEPENDENTS = {
 }
 # What each part may be. Nothing else is ever built from a preset.
 PART_CLASSES = {
-    "codec": ("SoundStream", "EnCodec", "DAC"),
+    "codec": ("SoundStream", "EnCodec", "DAC", "Mimi"),
     "semantic_tokenizer": ("SemanticTokenizer",),
     "semantic_lm": ("StageLM",),
     "coarse_lm": ("StageLM",),
@@ -59,6 +59,7 @@ MODULES = {
     "SoundStream": ("keras_audiolm.codec.soundstream",),
     "EnCodec": ("keras_audiolm.codec.encodec",),
     "DAC": ("keras_audiolm.codec.dac",),
+    "Mimi": ("keras_audiolm.codec.mimi",),
     "SemanticTokenizer": (
         "keras_audiolm.semantic.tokenizer",
         "keras_audiolm.semantic.hubert",

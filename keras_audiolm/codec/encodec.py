@@ -195,26 +195,38 @@ class ShortcutUnit(keras.layers.Layer):
         filters: int. Channels in and out.
         kernel_size: int. Of the wide convolution.
         padding: as of `CausalConv1D`.
+        use_shortcut: bool. Whether there is a convolution on the way around,
+            and not x itself.
 
     Call arguments:
         x: `(batch, time, filters)`.
     """
 
-    def __init__(self, filters, kernel_size, padding="zeros", **kwargs):
+    def __init__(
+        self,
+        filters,
+        kernel_size,
+        padding="zeros",
+        use_shortcut=True,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.filters = filters
         self.kernel_size = kernel_size
         self.padding = padding
+        self.use_shortcut = use_shortcut
         self.wide = CausalConv1D(
             filters // 2, kernel_size, padding=padding, name="wide"
         )
         self.narrow = CausalConv1D(filters, 1, name="narrow")
-        self.shortcut = CausalConv1D(filters, 1, name="shortcut")
+        if use_shortcut:
+            self.shortcut = CausalConv1D(filters, 1, name="shortcut")
 
     def build(self, input_shape):
         self.wide.build(input_shape)
         self.narrow.build(self.wide.compute_output_shape(input_shape))
-        self.shortcut.build(input_shape)
+        if self.use_shortcut:
+            self.shortcut.build(input_shape)
 
     def init_state(self, batch_size):
         return self.wide.init_state(batch_size)
@@ -227,7 +239,8 @@ class ShortcutUnit(keras.layers.Layer):
         return self._add(x, y), state
 
     def _add(self, x, y):
-        return self.shortcut(x) + self.narrow(ops.elu(y))
+        around = self.shortcut(x) if self.use_shortcut else x
+        return around + self.narrow(ops.elu(y))
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -238,6 +251,7 @@ class ShortcutUnit(keras.layers.Layer):
             "filters": self.filters,
             "kernel_size": self.kernel_size,
             "padding": self.padding,
+            "use_shortcut": self.use_shortcut,
         }
 
 

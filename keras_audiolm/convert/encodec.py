@@ -76,7 +76,8 @@ def put_layer(layer, checkpoint, prefix):
     elif isinstance(layer, ShortcutUnit):
         put_conv(layer.wide, checkpoint, f"{prefix}.block.1.conv")
         put_conv(layer.narrow, checkpoint, f"{prefix}.block.3.conv")
-        put_conv(layer.shortcut, checkpoint, f"{prefix}.shortcut.conv")
+        if layer.use_shortcut:
+            put_conv(layer.shortcut, checkpoint, f"{prefix}.shortcut.conv")
     elif isinstance(layer, SkipLSTM):
         for i, lstm in enumerate(layer.lstms):
             put_lstm(lstm, checkpoint, f"{prefix}.lstm", i)

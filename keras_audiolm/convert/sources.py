@@ -10,6 +10,7 @@ from keras_audiolm.convert.checkpoint import PICKLED, Checkpoint
 CODECS = {
     "dac": "keras_audiolm.convert.dac",
     "encodec": "keras_audiolm.convert.encodec",
+    "mimi": "keras_audiolm.convert.mimi",
 }
 ENCODERS = {
     "hubert": "keras_audiolm.convert.hubert",
@@ -24,10 +25,10 @@ CODECS_BY_FILE = {
 def codec_from(source, **options):
     """The codec of a public checkpoint, exactly, as a model of this package.
 
-    Families are EnCodec of 24 kHz (`hf://facebook/encodec_24khz`) and DAC
-    (`hf://descript/dac_16khz`), in the layout of `transformers`, and Lyra v2
-    (a folder with its three `.tflite` files). Nothing in a checkpoint is
-    executed.
+    Families are EnCodec of 24 kHz (`hf://facebook/encodec_24khz`), DAC
+    (`hf://descript/dac_16khz`) and Mimi (`hf://kyutai/mimi`), in the layout of
+    `transformers`, and Lyra v2 (a folder with its three `.tflite` files).
+    Nothing in a checkpoint is executed.
 
     Args:
         source: a folder, `hf://owner/name`, or
