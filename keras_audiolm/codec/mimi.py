@@ -446,6 +446,7 @@ class WindowedBlock(keras.layers.Layer):
         there = np.arange(past + frames) - past  # relative to the chunk
         distance = np.arange(frames)[:, None] - there
         seen = (distance >= 0) & (distance < self.window)
+        there = ops.convert_to_tensor(there, "int32")
         begun = there >= -count[:, None]  # (batch, past + frames)
         seen = ops.logical_and(seen[None], begun[:, None])
         y = self._finish(x, query, key, value, seen)
