@@ -275,6 +275,33 @@ def sampling_rate(lm, codes, repeats):
     return frames * segment.levels / seconds
 
 
+def measure_torch_compile(repeats):
+    """A step of the semantic LM by `torch.compile`, beside an eager one."""
+    import torch
+
+    lm = stage_lm("semantic", SMALL, 10.0)
+    frames = 250
+
+    def rate():
+        seconds = median_seconds(
+            lambda: lm.generate({}, frames, seed=0), repeats
+        )
+        return frames / seconds
+
+    eager = rate()
+    lm.backbone.step = torch.compile(lm.backbone.step)
+    start = time.perf_counter()
+    lm.generate({}, frames, seed=0)
+    first = time.perf_counter() - start
+    return [
+        (
+            f"semantic LM, {size_of(lm)}, a step by torch.compile",
+            f"{eager:.0f} to {rate():.0f} tokens/s",
+            f"first call {first:.0f} s",
+        )
+    ]
+
+
 def measure_peer(repeats):
     """audiolm-pytorch's stages beside those here, in the same process."""
     import torch
@@ -374,6 +401,7 @@ MEASUREMENTS = {
     "pipeline": measure_pipeline,
     "start": measure_start,
     "peer": measure_peer,
+    "torch_compile": measure_torch_compile,
 }
 
 
@@ -396,7 +424,7 @@ def main(argv=None):
     parser.add_argument("--only", nargs="+", choices=MEASUREMENTS)
     parser.add_argument("--recordings", help="folder, for int8")
     args = parser.parse_args(argv)
-    left_out = ["int8"]
+    left_out = ["int8", "torch_compile"]
     if not importlib.util.find_spec("audiolm_pytorch"):
         left_out.append("peer")
     names = args.only or [n for n in MEASUREMENTS if n not in left_out]

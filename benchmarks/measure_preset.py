@@ -317,18 +317,16 @@ def lm_crops(pipeline, name, corpus):
         corpus,
         pipeline.unit,
         units,
-        stage_split(pipeline, name),
+        training.stage_inputs(
+            pipeline.part(name).layout,
+            pipeline.coarse_lm.layout.predicted.levels,
+        ),
         batch_size,
         1,
         same_every_epoch=True,
     )
     crops.steps_per_epoch = max(round(crops.ends[-1] / units / batch_size), 1)
     return crops
-
-
-def stage_split(pipeline, name):
-    coarse_levels = pipeline.coarse_lm.layout.predicted.levels
-    return training.stage_inputs(pipeline.part(name).layout, coarse_levels)
 
 
 def level_losses(lm, codes):
@@ -342,9 +340,13 @@ def level_losses(lm, codes):
 
 def training_tokens(pipeline, name, corpus):
     """All training tokens `(frames, levels)` of what a stage predicts."""
-    codes = stage_split(pipeline, name)(
-        np.concatenate(corpus.semantic), np.concatenate(corpus.acoustic)
-    )
+    levels = pipeline.coarse_lm.layout.predicted.levels
+    acoustic = np.concatenate(corpus.acoustic)
+    codes = {
+        "semantic": np.concatenate(corpus.semantic)[:, None],
+        "coarse": acoustic[:, :levels],
+        "fine": acoustic[:, levels:],
+    }
     return codes[pipeline.part(name).layout.predicted.name]
 
 

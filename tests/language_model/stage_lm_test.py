@@ -411,6 +411,10 @@ ENDING = TokenLayout.semantic(4, 10.0, ends=True)
 def ending(position="relative"):
     lm = StageLM(ENDING, {**SIZES, "position": position}, crop_duration=0.6)
     lm.build()
+    rng = np.random.default_rng(0)
+    for variable in lm.weights:
+        if not variable.path.endswith("scale"):
+            variable.assign(rng.normal(0, 0.3, size=variable.shape))
     return lm
 
 
