@@ -69,13 +69,19 @@ class Checkpoint:
                 "'keras-audiolm[convert]'"
             ) from error
         path = self.folder / pathlib.Path(name).name
+
+        def read(key):
+            # Opened for each tensor: what a file that stays open has shown
+            # stays in memory.
+            with safetensors.safe_open(path, framework="numpy") as file:
+                return file.get_tensor(key)
+
         try:
-            file = safetensors.safe_open(path, framework="numpy")
+            with safetensors.safe_open(path, framework="numpy") as file:
+                keys = list(file.keys())
         except (OSError, safetensors.SafetensorError) as error:
             raise ValueError(f"{path} cannot be read: {error}") from None
-        return {
-            key: lambda key=key: file.get_tensor(key) for key in file.keys()
-        }
+        return {key: lambda key=key: read(key) for key in keys}
 
     def _read_pickled(self):
         path = self.folder / PICKLED
