@@ -121,9 +121,9 @@ TRAINER = dict(
 )
 
 
-def make_codec(architecture, option="none"):
+def make_codec(architecture, option="none", **changes):
     config = {**ARCHITECTURES[architecture], **QUANTIZER}
-    config.update(OPTIONS[option].get("codec", {}))
+    config.update(OPTIONS[option].get("codec", {}), **changes)
     return keras_audiolm.SoundStream(**config, name="codec")
 
 
@@ -231,7 +231,10 @@ def train(args):
         speed_range=(0.8, 1.25),
         gain_db=(-12, 3),
     )
-    codec = make_codec(args.architecture, args.option)
+    changes = {}
+    if args.dropout is not None:
+        changes["quantizer_dropout"] = args.dropout
+    codec = make_codec(args.architecture, args.option, **changes)
     if args.start:
         codec.build()
         start = keras_audiolm.SoundStream.from_preset(args.start)
@@ -515,6 +518,11 @@ def main(argv=None):
     command.add_argument("--alone", type=float, default=ALONE)
     command.add_argument("--learning-rate", type=float, default=1e-3)
     command.add_argument("--start", help="preset whose weights to begin with")
+    command.add_argument(
+        "--dropout",
+        type=float,
+        help="part of the examples that are trained with fewer levels",
+    )
     command = commands.add_parser("export")
     command.set_defaults(run=export)
     command.add_argument("run_folder", type=pathlib.Path)

@@ -136,7 +136,7 @@ class PerceptualLoss(keras.layers.Layer):
         sample_rate=16000,
         spectral_weight=20.0,
         loudness_weight=10.0,
-        transform_weight=2.0,
+        transform_weight=1.0,
         windows=(256, 512, 1024, 2048),
         num_mels=(32, 48, 64, 64),
         transform_hop=320,
