@@ -14,19 +14,10 @@ class AudioCodec(PresetPart, keras.Model):
     """A model that turns audio into a few codes a frame, and back.
 
     A subclass has `sample_rate`, `hop_length`, `num_quantizers` and
-    `codebook_size`, a `quantizer` with `encode` and `decode`, `build`, and
-    what goes between audio and embeddings:
-
-     - `embed(audio, denoise=None)`: `(batch, frames * hop_length)` to
-       `(batch, frames, dim)`, where no frame sees later samples;
-     - `render(embeddings, denoise=None)`: the way back;
-     - `embed_step(chunk, state, denoise=None)` and
-       `render_step(embeddings, state, denoise=None)`: the same of a chunk,
-       with the new state;
-     - `initial_state(batch_size)`: a dictionary of the states of `"encoder"`
-       and `"decoder"` before a stream begins.
-
-    The steps and the state are of causal codecs alone.
+    `codebook_size`, a `quantizer` with `encode` and `decode`, `build`, and an
+    `encoder` and a `decoder`, each a `CausalStack`. One whose ends are not
+    plain samples writes `embed`, `render`, their steps and `initial_state`
+    anew. The steps and the state are of causal codecs alone.
 
     Attributes:
         causal: bool. Whether no code depends on samples after its hop.
@@ -58,6 +49,40 @@ class AudioCodec(PresetPart, keras.Model):
 
     def compute_output_shape(self, input_shape):
         return input_shape
+
+    # === Between audio and embeddings ===
+
+    def embed(self, audio, denoise=None):
+        """Audio `(batch, frames * hop)` to `(batch, frames, dim)`."""
+        return self.encoder(audio[..., None])
+
+    def embed_step(self, chunk, state, denoise=None):
+        """`embed` of a chunk, given the encoder's state, and the new state."""
+        return self.encoder.step(chunk[..., None], state)
+
+    def render(self, embeddings, denoise=None):
+        """Embeddings `(batch, frames, dim)` to audio."""
+        return ops.cast(self.decoder(embeddings)[..., 0], "float32")
+
+    def render_step(self, embeddings, state, denoise=None):
+        """`render` of a chunk, `delay` late, and the decoder's new state."""
+        x, state = self.decoder.step(embeddings, state)
+        return ops.cast(x[..., 0], "float32"), state
+
+    def initial_state(self, batch_size):
+        """The states of both sides before a stream begins."""
+        return {
+            "encoder": self.encoder.init_state(batch_size),
+            "decoder": self.decoder.init_state(batch_size),
+        }
+
+    def call(self, audio, training=False):
+        samples = audio.shape[-1]
+        embeddings = self.embed(self._pad_to_hops(audio))
+        quantized = self.quantizer(embeddings, training=training)
+        if training:
+            self.add_loss(quantized.commitment_loss)
+        return self.render(quantized.embeddings)[:, :samples]
 
     # === Tokens ===
 

@@ -123,24 +123,11 @@ class DAC(AudioCodec):
         self.quantizer.build((None, None, self.embedding_dim))
         self.decoder.build((None, None, self.embedding_dim))
 
-    # === Between audio and embeddings ===
-
-    def embed(self, audio, denoise=None):
-        return self.encoder(audio[..., None])
-
     def render(self, embeddings, denoise=None):
-        audio = ops.tanh(ops.cast(self.decoder(embeddings)[..., 0], "float32"))
+        audio = ops.tanh(super().render(embeddings))
         # Odd strides lose some of the last samples.
         missing = embeddings.shape[1] * self.hop_length - audio.shape[1]
         return ops.pad(audio, [[0, 0], [0, missing]])
-
-    def call(self, audio, training=False):
-        samples = audio.shape[-1]
-        embeddings = self.embed(self._pad_to_hops(audio))
-        quantized = self.quantizer(embeddings, training=training)
-        if training:
-            self.add_loss(quantized.commitment_loss)
-        return self.render(quantized.embeddings)[:, :samples]
 
     def get_config(self):
         return {

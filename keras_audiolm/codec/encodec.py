@@ -127,21 +127,6 @@ class EnCodec(AudioCodec):
         self.quantizer.build((None, None, self.embedding_dim))
         self.decoder.build((None, None, self.embedding_dim))
 
-    # === Between audio and embeddings ===
-
-    def embed(self, audio, denoise=None):
-        return self.encoder(audio[..., None])
-
-    def embed_step(self, chunk, state, denoise=None):
-        return self.encoder.step(chunk[..., None], state)
-
-    def render(self, embeddings, denoise=None):
-        return ops.cast(self.decoder(embeddings)[..., 0], "float32")
-
-    def render_step(self, embeddings, state, denoise=None):
-        x, state = self.decoder.step(embeddings, state)
-        return ops.cast(x[..., 0], "float32"), state
-
     @property
     def can_stream(self):
         return self.padding == "zeros"
@@ -153,18 +138,7 @@ class EnCodec(AudioCodec):
                 'reflects. Convert it with padding="zeros" to stream; the '
                 f"first frames differ a little. Received: {self.padding!r}"
             )
-        return {
-            "encoder": self.encoder.init_state(batch_size),
-            "decoder": self.decoder.init_state(batch_size),
-        }
-
-    def call(self, audio, training=False):
-        samples = audio.shape[-1]
-        embeddings = self.embed(self._pad_to_hops(audio))
-        quantized = self.quantizer(embeddings, training=training)
-        if training:
-            self.add_loss(quantized.commitment_loss)
-        return self.render(quantized.embeddings)[:, :samples]
+        return super().initial_state(batch_size)
 
     def get_config(self):
         return {

@@ -10,10 +10,9 @@ from keras_audiolm.codec.audio_codec import AudioCodec
 from keras_audiolm.codec.encodec import ShortcutUnit
 from keras_audiolm.codec.network import CausalStack
 from keras_audiolm.codec.quantizer import ResidualVectorQuantizer
+from keras_audiolm.layers.attention import attend
 from keras_audiolm.layers.causal_conv import CausalConv1D, CausalConv1DTranspose
 from keras_audiolm.layers.rotary import apply_rotary
-
-EXCLUDED = -1e9
 
 
 @keras.saving.register_keras_serializable(package="keras_audiolm")
@@ -179,27 +178,6 @@ class Mimi(AudioCodec):
         self.encoder.build((None, None, 1))
         self.quantizer.build((None, None, self.hidden_dim))
         self.decoder.build((None, None, self.hidden_dim))
-
-    # === Between audio and embeddings ===
-
-    def embed(self, audio, denoise=None):
-        return self.encoder(audio[..., None])
-
-    def embed_step(self, chunk, state, denoise=None):
-        return self.encoder.step(chunk[..., None], state)
-
-    def render(self, embeddings, denoise=None):
-        return ops.cast(self.decoder(embeddings)[..., 0], "float32")
-
-    def render_step(self, embeddings, state, denoise=None):
-        x, state = self.decoder.step(embeddings, state)
-        return ops.cast(x[..., 0], "float32"), state
-
-    def initial_state(self, batch_size):
-        return {
-            "encoder": self.encoder.init_state(batch_size),
-            "decoder": self.decoder.init_state(batch_size),
-        }
 
     def call(self, audio):
         samples = audio.shape[-1]
@@ -475,12 +453,7 @@ class WindowedBlock(keras.layers.Layer):
         query, key, value = (
             ops.swapaxes(part, 1, 2) for part in (query, key, value)
         )
-        scores = ops.matmul(query, ops.swapaxes(key, 2, 3))
-        scores = ops.cast(scores, "float32") * self.head_dim**-0.5
-        scores = ops.where(seen[:, None], scores, EXCLUDED)
-        weights = ops.cast(ops.softmax(scores, axis=-1), value.dtype)
-        y = ops.swapaxes(ops.matmul(weights, value), 1, 2)
-        y = self.output_dense(ops.reshape(y, (-1, x.shape[1], self.dim)))
+        y = self.output_dense(attend(query, key, value, seen[:, None]))
         x = x + self.attention_scale * y
         y = self.wide_dense(self.feed_forward_norm(x))
         y = self.narrow_dense(ops.gelu(y, approximate=False))

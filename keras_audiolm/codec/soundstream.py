@@ -340,8 +340,7 @@ class SoundStream(AudioCodec):
         return audio, [hop, inner, *place]
 
     def initial_state(self, batch_size):
-        sides = {"encoder": self.encoder, "decoder": self.decoder}
-        state = {k: v.init_state(batch_size) for k, v in sides.items()}
+        state = super().initial_state(batch_size)
         if self.transform:
             hop = self.ends.init_state(batch_size)
             state = {k: [hop, inner] for k, inner in state.items()}

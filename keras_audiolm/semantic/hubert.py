@@ -5,10 +5,9 @@ import math
 import keras
 from keras import ops
 
+from keras_audiolm.layers.attention import attend, split_heads
 from keras_audiolm.layers.centred_conv import CentredConv1D
 from keras_audiolm.semantic.log_mel import frame_mask
-
-EXCLUDED = -1e9
 
 
 @keras.saving.register_keras_serializable(package="keras_audiolm")
@@ -287,21 +286,12 @@ class HubertBlock(keras.layers.Layer):
 
     def _attend(self, x, mask):
         query, key, value = (
-            self._heads(dense(x))
+            split_heads(dense(x), self.num_heads)
             for dense in (self.query_dense, self.key_dense, self.value_dense)
-        )  # (batch, heads, frames, dim / heads)
-        scores = ops.matmul(query, ops.swapaxes(key, 2, 3))
-        scores = ops.cast(scores, "float32") * query.shape[-1] ** -0.5
-        scores = ops.where(mask[:, None, None], scores, EXCLUDED)
-        weights = ops.cast(ops.softmax(scores, axis=-1), value.dtype)
-        y = ops.swapaxes(ops.matmul(weights, value), 1, 2)
-        y = ops.reshape(y, (-1, *y.shape[1:2], x.shape[-1]))
-        return self.output_dense(y)
-
-    def _heads(self, x):
-        size = x.shape[-1] // self.num_heads
-        x = ops.reshape(x, (-1, x.shape[1], self.num_heads, size))
-        return ops.swapaxes(x, 1, 2)
+        )
+        return self.output_dense(
+            attend(query, key, value, seen=mask[:, None, None])
+        )
 
     def get_config(self):
         return {

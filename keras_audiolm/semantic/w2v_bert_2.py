@@ -4,10 +4,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_audiolm.layers.attention import attend, split_heads
 from keras_audiolm.layers.causal_conv import CausalConv1D
 from keras_audiolm.semantic.log_mel import frame_mask
-
-EXCLUDED = -1e9
 
 
 @keras.saving.register_keras_serializable(package="keras_audiolm")
@@ -322,16 +321,18 @@ class W2vBert2Block(keras.layers.Layer):
 
     def _attend(self, x, mask):
         query, key, value = (
-            self._heads(dense(x))
+            split_heads(dense(x), self.num_heads)
             for dense in (self.query_dense, self.key_dense, self.value_dense)
-        )  # (batch, heads, frames, dim / heads)
-        scores = ops.matmul(query, ops.swapaxes(key, 2, 3))
-        scores = scores + self._by_distance(query)
-        scores = ops.cast(scores, "float32") * query.shape[-1] ** -0.5
-        scores = ops.where(mask[:, None, None], scores, EXCLUDED)
-        weights = ops.cast(ops.softmax(scores, axis=-1), value.dtype)
-        y = ops.swapaxes(ops.matmul(weights, value), 1, 2)
-        return self.output_dense(ops.reshape(y, (-1, *x.shape[1:])))
+        )
+        return self.output_dense(
+            attend(
+                query,
+                key,
+                value,
+                seen=mask[:, None, None],
+                bias=self._by_distance(query),
+            )
+        )
 
     def _by_distance(self, query):
         """What a query makes of each distance, `(batch, heads, frames,
@@ -345,11 +346,6 @@ class W2vBert2Block(keras.layers.Layer):
         index = (distance + self.max_before).astype("int32")[None, None]
         index = ops.broadcast_to(index, (*ops.shape(made)[:2], frames, frames))
         return ops.take_along_axis(made, index, axis=-1)
-
-    def _heads(self, x):
-        size = x.shape[-1] // self.num_heads
-        x = ops.reshape(x, (-1, x.shape[1], self.num_heads, size))
-        return ops.swapaxes(x, 1, 2)
 
     def get_config(self):
         return {
