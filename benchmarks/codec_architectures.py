@@ -83,7 +83,7 @@ OPTIONS = {
         codec=dict(unit="convnext", dilations=(1, 3, 9) * 2, channels=176)
     ),
     "codes of 8 dimensions": dict(codec=dict(code_dim=8)),
-    "a beam of 8": dict(codec=dict(beam_width=8)),
+    "a beam of 16": dict(codec=dict(beam_width=16)),
     "first level split off": dict(codec=dict(code_dim=8, split_first=True)),
     "spectral judges alone": dict(
         judges=dict(scales=(), stft_windows=(2048, 1024, 512))
