@@ -856,7 +856,7 @@ class AudioLMPipeline:
         for name in names:
             self._check_language_model(name)
         models = [self.part(name) for name in names]
-        self._check_semantic_tokens(*models[:2], stop)
+        self._check_semantic_tokens(names[1], stop)
         return Cascade(
             *models,
             *[None] * (3 - len(models)),
@@ -868,14 +868,15 @@ class AudioLMPipeline:
             stop == "eos",
         )
 
-    def _check_semantic_tokens(self, semantic_lm, acoustic_lm, stop):
-        """Raises `ValueError` where the stages do not go together, or the
-        semantic one has no end to stop at."""
+    def _check_semantic_tokens(self, name, stop):
+        """Raises `ValueError` where the semantic stage and the part `name` do
+        not go together, or there is no end to stop at."""
         if stop not in ("duration", "eos"):
             raise ValueError(
                 f"`stop` must be 'duration' or 'eos'. Received: {stop!r}"
             )
-        segment = semantic_lm.layout.predicted
+        segment = self.semantic_lm.layout.predicted
+        told = self.part(name).layout.segments[0]
         if stop == "eos" and not segment.ends:
             raise ValueError(
                 "stop='eos' needs a semantic_lm that was taught where "
@@ -883,11 +884,11 @@ class AudioLMPipeline:
                 "stop='duration', or put another in its place, with "
                 "TokenLayout.semantic(..., ends=True), and train it."
             )
-        if segment.deduplicated > acoustic_lm.layout.segments[0].deduplicated:
+        if segment.deduplicated > told.deduplicated:
             raise ValueError(
-                f"The semantic_lm gives de-duplicated tokens, and the "
-                f"{acoustic_lm.name} was made for tokens that are aligned with "
-                "frames. Train a coarse_lm with "
+                "The semantic_lm gives de-duplicated tokens, and the "
+                f"{name} was made for tokens that are aligned with frames. "
+                "Train a coarse_lm with "
                 "TokenLayout.coarse(..., deduplicated=True)."
             )
 
