@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_audiolm.layers.argmax import argmax
 from keras_audiolm.layers.initializers import RandomNormal
 
 Quantized = namedtuple("Quantized", ["embeddings", "codes", "commitment_loss"])
@@ -387,12 +388,7 @@ class ResidualVectorQuantizer(keras.layers.Layer):
 def nearest(x, codebook):
     """The nearest code of each vector: `(..., dim)` to `(...)` int32."""
     distance = distances(ops.stop_gradient(x), codebook)
-    # The first place of the least: XLA on a processor takes eight times as
-    # long for an argmin, which it does not vectorize.
-    least = ops.min(distance, axis=-1, keepdims=True)
-    size = distance.shape[-1]
-    places = ops.where(distance <= least, ops.arange(size), size - 1)
-    return ops.cast(ops.min(places, axis=-1), "int32")
+    return ops.cast(argmax(-distance), "int32")
 
 
 def distances(x, codebook):

@@ -33,6 +33,7 @@ class Checkpoint:
         self.config = self._read_json("config.json")
         if not isinstance(self.config, dict):
             raise ValueError(f"{self.folder / 'config.json'} is no dictionary.")
+        self.config = Config(self.config)
         self.readers = self._find_tensors()
         self.left = set(self.readers)
 
@@ -51,8 +52,14 @@ class Checkpoint:
     def _find_tensors(self):
         """Dictionary by name of functions that give a tensor."""
         if (self.folder / INDEX).is_file():
-            names = set(self._read_json(INDEX)["weight_map"].values())
-            parts = [self._read_safe(name) for name in sorted(names)]
+            index = self._read_json(INDEX)
+            try:
+                names = sorted(set(index["weight_map"].values()))
+            except (TypeError, KeyError, AttributeError):
+                raise ValueError(
+                    f"{self.folder / INDEX} does not say where tensors are."
+                ) from None
+            parts = [self._read_safe(name) for name in names]
             return {k: v for part in parts for k, v in part.items()}
         if (self.folder / SAFE).is_file():
             return self._read_safe(SAFE)
@@ -154,6 +161,16 @@ class Checkpoint:
                 f"{self.folder} has {len(self.left)} tensors that this model "
                 f"has no place for, like {some}: it is another model."
             )
+
+
+class Config(dict):
+    """A configuration whose lack of an entry is a `ValueError`."""
+
+    def __missing__(self, name):
+        raise ValueError(
+            f"The checkpoint's config.json says nothing of {name}: it is "
+            "another model's, or incomplete."
+        )
 
 
 def put(variable, value, name):

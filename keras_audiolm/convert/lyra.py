@@ -207,8 +207,8 @@ def convolutions(graph):
         if kind == "transposed":
             # Grouped ones are several, one after the other, of as many parts
             # of the channels.
-            _, kernel, x, bias = inputs
-            group.append((x, graph.constant(kernel), graph.constant(bias)))
+            _, kernel, _, bias = inputs
+            group.append((graph.constant(kernel), graph.constant(bias)))
             continue
         found += joined(group)
         group = []
@@ -224,6 +224,6 @@ def joined(group):
     """The transposed convolutions of a group as one."""
     if not group:
         return []
-    kernels = [kernel[:, :, 0].transpose(1, 0, 2) for _, kernel, _ in group]
-    biases = [bias for _, _, bias in group]
+    kernels = [kernel[:, :, 0].transpose(1, 0, 2) for kernel, _ in group]
+    biases = [bias for _, bias in group]
     return [(np.concatenate(kernels, axis=-1), np.concatenate(biases))]

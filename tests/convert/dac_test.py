@@ -7,7 +7,7 @@ import keras_audiolm
 from keras_audiolm.convert.sources import codec_from
 from keras_audiolm.layers.compiled import CompiledFunction
 from tests.codec.soundstream_test import to_numpy
-from tests.convert.encodec_test import audio_of, randomized
+from tests.convert.encodec_test import audio_of, randomized, untouched
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -75,3 +75,9 @@ def test_it_is_a_preset_and_cannot_stream(pair, tmp_path):
     np.testing.assert_array_equal(loaded.decode(codes), codec.decode(codes))
     with pytest.raises(ValueError, match="not causal"):
         codec.init_state(1)
+
+
+def test_every_weight_is_set(pair):
+    # Codebooks come as they are, not as sums over how often they were used.
+    names = [path.split("/")[-1] for path in untouched(pair[1])]
+    assert names == ["usage"]

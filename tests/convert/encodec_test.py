@@ -35,6 +35,19 @@ def randomized(model, seed=0):
     return model.eval()
 
 
+def untouched(model):
+    """Paths of weights that are as a new model of the same sizes has them:
+    none, where every weight was set from a random checkpoint."""
+    new = type(model).from_config(model.get_config())
+    new.build()
+    return [
+        a.path
+        for a, b in zip(model.weights, new.weights, strict=True)
+        if np.array_equal(to_numpy(a), to_numpy(b))
+        and not a.path.endswith("seed_generator_state")
+    ]
+
+
 def make(tmp_path_factory, **config):
     config = transformers.EncodecConfig(**{**SMALL, **config})
     model = randomized(transformers.EncodecModel(config))
@@ -71,6 +84,11 @@ def test_latents_codes_and_audio_are_theirs(pair):
     np.testing.assert_allclose(
         codec.decode(made), decoded.numpy()[:, 0], atol=1e-4
     )
+
+
+def test_every_weight_is_set(pair):
+    # Codebooks come as they are, not as sums over how often they were used.
+    assert [p.split("/")[-1] for p in untouched(pair[1])] == ["usage"]
 
 
 def test_streams_with_zeros_alone(pair):

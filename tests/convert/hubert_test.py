@@ -7,7 +7,7 @@ from keras_audiolm.convert.checkpoint import Checkpoint
 from keras_audiolm.convert.hubert import read_encoder
 from keras_audiolm.layers.compiled import CompiledFunction
 from tests.codec.soundstream_test import to_numpy
-from tests.convert.encodec_test import randomized
+from tests.convert.encodec_test import randomized, untouched
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -110,3 +110,8 @@ def test_blocks_after_the_layer_of_interest_may_be_left_out(pair):
     )
     with pytest.raises(ValueError, match="has 3 blocks. Received: 4"):
         read_encoder(Checkpoint(folder), num_layers=4)
+
+
+def test_every_weight_is_set(pair):
+    names = [path.split("/")[-1] for path in untouched(pair[2])]
+    assert names == []

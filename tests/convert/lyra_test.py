@@ -7,10 +7,13 @@ that holds them, `lyra/model_coeffs` of its repository.
 import os
 import pathlib
 
+import keras
 import numpy as np
 import pytest
 
+from keras_audiolm import SoundStream
 from keras_audiolm.convert import lyra
+from keras_audiolm.layers.causal_conv import CausalConv1DTranspose
 from keras_audiolm.layers.compiled import CompiledFunction
 from tests.codec.soundstream_test import to_numpy
 
@@ -141,6 +144,76 @@ def test_grouped_levels_stand_for_the_same_sums(codec, frames):
 def test_levels_that_are_not_there_are_refused(levels):
     with pytest.raises(ValueError, match=f"46 levels.*levels={levels}"):
         lyra.read_codec(FOLDER, levels=levels)
+
+
+class MadeGraph:
+    """The weights of a `CausalStack` as TFLite keeps them."""
+
+    path = "made.tflite"
+
+    def __init__(self, stack):
+        self.constants, self.uses = [], []
+        for layer in lyra.leaves(stack):
+            kernel, bias = to_numpy(layer.kernel), to_numpy(layer.bias)
+            if isinstance(layer, CausalConv1DTranspose):
+                # (time, filters / groups, channels): one for each group
+                for k, b in zip(
+                    np.split(kernel, layer.groups, axis=-1),
+                    np.split(bias, layer.groups),
+                    strict=True,
+                ):
+                    k = k.transpose(1, 0, 2)[:, :, None]
+                    self._use("TRANSPOSE_CONV", 99, k, 98, b)
+            elif kernel.shape[1] == 1 and layer.groups > 1:
+                k = kernel.transpose(1, 0, 2)[:, :, None]
+                self._use("DEPTHWISE_CONV_2D", 99, k, b=bias)
+            else:
+                k = kernel.transpose(2, 0, 1)[:, :, None]
+                self._use("CONV_2D", 99, k, b=bias)
+            self.uses.append(("LEAKY_RELU", [97]))
+
+    def _use(self, name, x, kernel, *rest, b=None):
+        inputs = [x, kernel, *rest] if b is None else [x, kernel, b]
+        indices = []
+        for value in inputs:
+            if isinstance(value, np.ndarray):
+                self.constants.append(value)
+                value = len(self.constants) - 1
+            indices.append(value)
+        self.uses.append((name, indices))
+
+    def operations(self):
+        return iter(self.uses)
+
+    def constant(self, index):
+        return self.constants[index]
+
+
+def light_codec():
+    codec = SoundStream(
+        **{**lyra.CONFIG, "channels": 8, "embedding_dim": 8},
+        num_quantizers=1,
+        codebook_size=4,
+    )
+    codec.build()
+    return codec
+
+
+def test_layers_are_read_in_their_order_and_layout():
+    keras.utils.set_random_seed(0)
+    source, target = light_codec(), light_codec()
+    rng = np.random.default_rng(0)
+    for weight in source.trainable_weights:
+        weight.assign(rng.normal(0, 0.3, weight.shape))
+    for side in ("encoder", "decoder"):
+        stack = getattr(target, side)
+        lyra.set_layers(stack, MadeGraph(getattr(source, side)))
+    for a, b in zip(
+        source.trainable_weights, target.trainable_weights, strict=True
+    ):
+        np.testing.assert_array_equal(to_numpy(a), to_numpy(b))
+    with pytest.raises(ValueError, match="made.tflite is not.*encoder"):
+        lyra.set_layers(target.encoder, MadeGraph(source.decoder))
 
 
 def test_grouped_codebooks_are_sums():

@@ -7,7 +7,7 @@ import keras_audiolm
 from keras_audiolm.convert.sources import codec_from
 from keras_audiolm.layers.compiled import CompiledFunction
 from tests.codec.soundstream_test import to_numpy
-from tests.convert.encodec_test import audio_of, randomized
+from tests.convert.encodec_test import audio_of, randomized, untouched
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -105,3 +105,9 @@ def test_it_is_a_preset(pair, tmp_path):
     codes = codec.encode(audio_of(codec, 8))
     np.testing.assert_array_equal(loaded.encode(audio_of(codec, 8)), codes)
     np.testing.assert_array_equal(loaded.decode(codes), codec.decode(codes))
+
+
+def test_every_weight_is_set(pair):
+    # That of the convolution between, which has none there.
+    names = [path.split("/")[-1] for path in untouched(pair[1])]
+    assert names == ["bias"]

@@ -148,6 +148,15 @@ def test_other_configurations_are_named(tmp_path):
         codec_from(write(tmp_path / "a", norm_type="time_group_norm"))
     with pytest.raises(ValueError, match="'wav2vec2', which is no codec"):
         codec_from(write(tmp_path / "b", model_type="wav2vec2"))
+    folder = write(tmp_path / "d")
+    config = {k: v for k, v in CONFIG.items() if k != "num_filters"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="says nothing of num_filters"):
+        codec_from(folder)
+    (folder / SAFE).unlink()
+    (folder / INDEX).write_text("[]")
+    with pytest.raises(ValueError, match="does not say where tensors are"):
+        codec_from(folder)
     with pytest.raises(ValueError, match="not a folder"):
         codec_from(tmp_path / "nothing")
     (tmp_path / "c").mkdir()

@@ -8,7 +8,7 @@ from keras_audiolm.convert.w2v_bert_2 import read_encoder
 from keras_audiolm.layers.compiled import CompiledFunction
 from keras_audiolm.semantic.w2v_bert_2 import FilterBank
 from tests.codec.soundstream_test import to_numpy
-from tests.convert.encodec_test import randomized
+from tests.convert.encodec_test import randomized, untouched
 from tests.convert.hubert_test import noise, ours
 
 torch = pytest.importorskip("torch")
@@ -99,3 +99,9 @@ def test_blocks_after_the_layer_of_interest_may_be_left_out(pair):
     np.testing.assert_array_equal(
         ours(short, audio, 1), ours(encoder, audio, 1)
     )
+
+
+def test_every_weight_is_set(pair):
+    # Those of the depthwise convolutions, which have none there.
+    names = [path.split("/")[-1] for path in untouched(pair[2])]
+    assert names == ["bias"] * 3

@@ -15,7 +15,6 @@ from keras_audiolm.language_model.layout import TokenLayout
 from keras_audiolm.language_model.sampling import (
     cut_tail,
     gumbel_noise,
-    likeliest,
     row_generators,
 )
 from keras_audiolm.language_model.stage_lm import StageLM
@@ -541,17 +540,6 @@ def test_the_argmax_with_gumbel_noise_samples_the_softmax():
         expected *= len(draws) / expected.sum()
         counts = np.bincount(draws, minlength=5)
         assert scipy.stats.chisquare(counts, expected).pvalue > 1e-3
-
-
-def test_the_likeliest_is_the_argmax_and_never_out_of_range():
-    rng = np.random.default_rng(0)
-    scores = rng.integers(9, size=(200, 7)).astype("float32")  # with ties
-    scores[:50, 2:] = -np.inf
-    result = ops.convert_to_numpy(likeliest(scores))
-    np.testing.assert_array_equal(result, scores.argmax(axis=1))
-    assert result.dtype == np.int32
-    scores[:] = np.nan
-    assert (ops.convert_to_numpy(likeliest(scores)) == 6).all()
 
 
 def test_noise_depends_on_seed_row_and_what_was_drawn_before():
