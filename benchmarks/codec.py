@@ -43,6 +43,8 @@ CODECS = {
         noise_filling=True,
     ),
 }
+# That of `soundstream_voices`.
+CODECS["mdct, beam of 16"] = dict(CODECS["mdct"], beam_width=16)
 TRAINED = "paper, C = 16"
 TRAINING_BATCH = 4
 
