@@ -13,11 +13,11 @@ from keras_audiolm.presets import PresetPart
 class AudioCodec(PresetPart, keras.Model):
     """A model that turns audio into a few codes a frame, and back.
 
-    A subclass has `sample_rate`, `hop_length`, `num_quantizers` and
-    `codebook_size`, a `quantizer` with `encode` and `decode`, `build`, and an
-    `encoder` and a `decoder`, each a `CausalStack`. One whose ends are not
-    plain samples writes `embed`, `render`, their steps and `initial_state`
-    anew. The steps and the state are of causal codecs alone.
+    A subclass has `sample_rate`, `hop_length`, `num_quantizers`,
+    `codebook_size` and `embedding_dim`, a `quantizer` with `encode` and
+    `decode`, and an `encoder` and a `decoder`, each a `CausalStack`. One whose
+    ends are not plain samples writes `build`, `embed`, `render`, their steps
+    and `initial_state` anew. The steps and the state are of causal codecs alone.
 
     Attributes:
         causal: bool. Whether no code depends on samples after its hop.
@@ -37,6 +37,17 @@ class AudioCodec(PresetPart, keras.Model):
         self._decode = CompiledFunction(self, self._decode_codes)
         self._encode_step = CompiledFunction(self, self._encode_chunk)
         self._decode_step = CompiledFunction(self, self._decode_chunk)
+
+    def build(self, input_shape=None):
+        if self.quantizer.built:
+            return
+        self.encoder.build((None, None, 1))
+        self.quantizer.build((None, None, self.embedding_dim))
+        self.decoder.build((None, None, self.embedding_dim))
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
 
     @property
     def can_stream(self):

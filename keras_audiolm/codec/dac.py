@@ -116,13 +116,6 @@ class DAC(AudioCodec):
             layers += [SnakeUnit(width, dilation) for dilation in (1, 3, 9)]
         return [*layers, Snake(), CentredConv1D(1, 7)]
 
-    def build(self, input_shape=None):
-        if self.quantizer.built:
-            return
-        self.encoder.build((None, None, 1))
-        self.quantizer.build((None, None, self.embedding_dim))
-        self.decoder.build((None, None, self.embedding_dim))
-
     def render(self, embeddings, denoise=None):
         audio = ops.tanh(super().render(embeddings))
         # Odd strides lose some of the last samples.
@@ -141,10 +134,6 @@ class DAC(AudioCodec):
             "code_dim": self.code_dim,
             "seed": self.seed,
         }
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)
 
 
 @keras.saving.register_keras_serializable(package="keras_audiolm")

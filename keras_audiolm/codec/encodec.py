@@ -120,13 +120,6 @@ class EnCodec(AudioCodec):
             ]
         return [*layers, keras.layers.ELU(), self._conv(1, self.kernel_size)]
 
-    def build(self, input_shape=None):
-        if self.quantizer.built:
-            return
-        self.encoder.build((None, None, 1))
-        self.quantizer.build((None, None, self.embedding_dim))
-        self.decoder.build((None, None, self.embedding_dim))
-
     @property
     def can_stream(self):
         return self.padding == "zeros"
@@ -155,10 +148,6 @@ class EnCodec(AudioCodec):
             "padding": self.padding,
             "seed": self.seed,
         }
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)
 
 
 @keras.saving.register_keras_serializable(package="keras_audiolm")

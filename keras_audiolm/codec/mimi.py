@@ -104,6 +104,7 @@ class Mimi(AudioCodec):
         self.kernel_size = kernel_size
         self.residual_kernel_size = residual_kernel_size
         self.last_kernel_size = last_kernel_size
+        self.embedding_dim = hidden_dim
         self.hop_length = math.prod(self.strides) * frame_stride
 
         # === Layers ===
@@ -172,13 +173,6 @@ class Mimi(AudioCodec):
             for _ in range(self.num_layers)
         ]
 
-    def build(self, input_shape=None):
-        if self.quantizer.built:
-            return
-        self.encoder.build((None, None, 1))
-        self.quantizer.build((None, None, self.hidden_dim))
-        self.decoder.build((None, None, self.hidden_dim))
-
     def call(self, audio):
         samples = audio.shape[-1]
         codes = self.quantizer.encode(self.embed(self._pad_to_hops(audio)))
@@ -205,10 +199,6 @@ class Mimi(AudioCodec):
             "residual_kernel_size": self.residual_kernel_size,
             "last_kernel_size": self.last_kernel_size,
         }
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)
 
 
 @keras.saving.register_keras_serializable(package="keras_audiolm")

@@ -462,10 +462,6 @@ class SoundStream(AudioCodec):
             "seed": self.seed,
         }
 
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)
-
 
 def check_choice(name, value, choices):
     if value not in choices:
