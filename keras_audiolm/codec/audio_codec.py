@@ -17,7 +17,8 @@ class AudioCodec(PresetPart, keras.Model):
     `codebook_size` and `embedding_dim`, a `quantizer` with `encode` and
     `decode`, and an `encoder` and a `decoder`, each a `CausalStack`. One whose
     ends are not plain samples writes `build`, `embed`, `render`, their steps
-    and `initial_state` anew. The steps and the state are of causal codecs alone.
+    and `initial_state` anew. The steps and the state are of causal codecs
+    alone.
 
     Attributes:
         causal: bool. Whether no code depends on samples after its hop.
