@@ -315,7 +315,8 @@ class Held:
         result = compare(self.clips, made, 16000, self.measures)
         if self.words:
             made = self.of_language("en", made)
-            result["word_errors"] = self.words.rate(self.transcripts, made)
+            errors = self.words.rate(self.transcripts, made)
+            result["word_errors"] = errors["word_error_rate"]
         return result
 
     def by_language(self, made):

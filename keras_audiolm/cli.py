@@ -1,4 +1,4 @@
-"""keras-audiolm: continue, sample, resynthesize, train, tokenize, encode...
+"""keras-audiolm: continue, sample, resynthesize, train, evaluate, detect...
 
 Only the standard library is imported up here, so that `--help` and mistyped
 commands answer at once. What was typed is checked before Keras is imported
@@ -7,6 +7,7 @@ and a preset is loaded.
 
 import argparse
 import contextlib
+import importlib.util
 import os
 import pathlib
 import sys
@@ -14,6 +15,7 @@ import time
 
 from keras_audiolm._backend import BACKENDS
 from keras_audiolm._bundled import bundled_preset_names, suggest
+from keras_audiolm.evaluation import SECTIONS
 from keras_audiolm.presets import PARTS, check_target, find_preset
 from keras_audiolm.version import __version__
 
@@ -144,6 +146,8 @@ def build_parser():
     _add_encode(commands, [common])
     _add_decode(commands, [_common_options(None, "the one that FILE names")])
     _add_convert(commands)
+    _add_evaluate(commands)
+    _add_detect(commands, [common])
     return parser
 
 
@@ -486,6 +490,101 @@ def _add_convert(commands):
     )
 
 
+def _add_evaluate(commands):
+    parser = _add_command(
+        commands,
+        "evaluate",
+        run_evaluate,
+        [_running_options()],
+        "Measure a preset as the paper does, on held-out recordings. Writes "
+        "report.html, a page with tables, pictures and sound, and report.json.",
+    )
+    parser.add_argument(
+        "preset",
+        metavar="PRESET",
+        help="name of a bundled preset, a preset folder, kaggle://... or "
+        "hf://...",
+    )
+    parser.add_argument(
+        "data",
+        metavar="DATA",
+        type=pathlib.Path,
+        help="recordings: a folder with manifest.csv (path, speaker, "
+        "language, split), or with the folders train and held_out, or of "
+        "held-out ones alone",
+    )
+    parser.add_argument(
+        "--report",
+        metavar="OUT",
+        type=pathlib.Path,
+        required=True,
+        help="folder to write to; what takes long is kept there for the next "
+        "time",
+    )
+    parser.add_argument(
+        "--only",
+        type=section_names,
+        default=SECTIONS,
+        help=f"some of {','.join(SECTIONS)}, separated by commas; the others "
+        "keep their figures of the last time (default: all)",
+    )
+    parser.add_argument(
+        "--prompts",
+        type=positive_count,
+        metavar="N",
+        help="recordings to continue (default: all that are long enough)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=positive_count,
+        default=3,
+        metavar="N",
+        help="continuations of each (default: %(default)s)",
+    )
+    for name, default, what in (
+        ("prompt-duration", 3.0, "seconds of a prompt"),
+        ("duration", 7.0, "seconds that are new"),
+    ):
+        parser.add_argument(
+            f"--{name}",
+            type=positive_seconds,
+            default=default,
+            help=f"{what} (default: %(default)g)",
+        )
+    parser.add_argument(
+        "--asr",
+        metavar="MODEL",
+        help="name or folder of a faster-whisper model, for word errors "
+        "(default: none, and no word errors)",
+    )
+    parser.add_argument(
+        "--asr-language",
+        default="en",
+        metavar="CODE",
+        help="of the recordings that it hears (default: %(default)s)",
+    )
+
+
+def section_names(text):
+    """`"codec,detector"` -> `["codec", "detector"]`."""
+    names = [name.strip() for name in text.split(",")]
+    return [check_name(name, SECTIONS, "section") for name in names]
+
+
+def _add_detect(commands, parents):
+    parser = _add_command(
+        commands,
+        "detect",
+        run_detect,
+        parents,
+        "Say how likely recordings were made by the preset. Prints, for "
+        "windows of a second, the time and the probability, and their mean.",
+    )
+    parser.add_argument(
+        "files", metavar="FILE", nargs="+", help="recordings to judge"
+    )
+
+
 # === What it does ===
 
 
@@ -749,6 +848,71 @@ def run_convert(args):
     )
 
 
+def run_evaluate(args):
+    import shlex
+
+    if args.report.exists() and not args.report.is_dir():
+        raise ValueError(f"{args.report} is a file: give a folder to write.")
+    if not args.data.is_dir():
+        raise ValueError(f"{args.data} is no folder: give one of recordings.")
+    for package in ("jinja2", "matplotlib", "sklearn"):
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(
+                f"a report needs {package}: pip install "
+                "'keras-audiolm[evaluate]'"
+            )
+    pipeline = load("AudioLMPipeline", args)
+    from keras_audiolm.evaluation import preset
+    from keras_audiolm.evaluation.corpus import Corpus
+    from keras_audiolm.evaluation.report import markdown
+
+    settings = preset.Settings(
+        **{
+            name: getattr(args, name)
+            for name in (
+                "prompts",
+                "seeds",
+                "prompt_duration",
+                "duration",
+                "asr",
+                "asr_language",
+            )
+        }
+    )
+    with contextlib.redirect_stdout(sys.stderr):
+        results = preset.evaluate_preset(
+            pipeline,
+            Corpus(args.data, pipeline.sample_rate),
+            args.report,
+            args.preset,
+            shlex.join(["keras-audiolm", *args.argv]),
+            args.only,
+            settings,
+        )
+    print(markdown(results))
+    say(f"Look at {args.report / 'report.html'}")
+
+
+def run_detect(args):
+    from keras_audiolm.data import audio
+
+    for path in args.files:
+        audio.open_audio(path).close()
+    detector = load("AudioClassifier", args)
+    from keras_audiolm.evaluation.detector import synthetic_probability
+
+    for path in args.files:
+        clip = audio.load_audio(path, detector.sample_rate)
+        times, probabilities = synthetic_probability(detector, clip)
+        for start, probability in zip(times, probabilities, strict=True):
+            bar = "#" * round(20 * probability)
+            print(f"{path}  {start:7.2f} s  {probability:.3f}  {bar}")
+        print(
+            f"{path}: synthetic with a probability of "
+            f"{probabilities.mean():.3f}, the mean of {len(times)} windows"
+        )
+
+
 # === Errors ===
 
 
@@ -779,6 +943,7 @@ def main(argv=None):
         int. 0; 1 after an error, 130 after Ctrl-C. Wrong usage exits with 2.
     """
     args = build_parser().parse_args(argv)
+    args.argv = sys.argv[1:] if argv is None else argv
     debug = args.debug or os.environ.get("KERAS_AUDIOLM_DEBUG")
     try:
         if "output" in args:

@@ -35,7 +35,7 @@ class AudioLMPipeline:
         parts: dictionary of models by name: `"codec"`,
             `"semantic_tokenizer"`, `"semantic_lm"`, `"coarse_lm"`, where the
             codec has levels that the coarse stage leaves out, `"fine_lm"`,
-            and maybe a `"parallel_decoder"`.
+            and maybe a `"parallel_decoder"` and a `"detector"`.
         trained: names of the parts that are trained.
 
     Example:
@@ -206,6 +206,11 @@ class AudioLMPipeline:
         return self.part("parallel_decoder")
 
     @property
+    def detector(self):
+        """An `AudioClassifier` that tells what is synthetic."""
+        return self.part("detector")
+
+    @property
     def sample_rate(self):
         """Hertz, of all audio in and out."""
         if self._parts["codec"] is None:
@@ -302,14 +307,17 @@ class AudioLMPipeline:
         """Trains the parts in order: codec, semantic tokenizer, the LMs.
 
         Files of one folder are taken to be one voice. Tokens are computed
-        once and kept in `token_dir`. With a `checkpoint_dir`, a run that was
-        stopped goes on from its last epoch when it is called again.
+        once and kept in `token_dir`, like the examples of the detector, which
+        is trained on what this pipeline makes, and only where `parts` names it
+        (a pipeline without one gets one). With a `checkpoint_dir`, a run that
+        was stopped goes on from its last epoch when it is called again.
 
         Args:
             data: folder of recordings, or a list of files.
             parts: names of the parts to train. Defaults to the untrained
-                ones or, where all are trained, to the language models: new
-                tokenizers would make the old tokens mean nothing.
+                ones but the detector or, where all are trained, to the
+                language models: new tokenizers would make the old tokens
+                mean nothing.
             epochs, steps_per_epoch, batch_size: int, or a dictionary by part.
                 By default an epoch is as much audio as there is.
             validation_data: folder or list of files, optional.
@@ -342,9 +350,14 @@ class AudioLMPipeline:
             seed=seed,
         )
         if parts is None:
-            parts = [n for n in self.part_names if n not in self._trained]
-            parts = parts or self.part_names[2:]
+            names = [n for n in self.part_names if n != "detector"]
+            parts = [n for n in names if n not in self._trained]
+            parts = parts or names[2:]
         parts = [parts] if isinstance(parts, str) else parts
+        if "detector" in parts and "detector" not in self._parts:
+            from keras_audiolm.evaluation.detector import make_detector
+
+            self.add_part("detector", make_detector(self.sample_rate))
         for name in parts:
             if name not in self._parts:
                 raise ValueError(
@@ -832,7 +845,7 @@ class AudioLMPipeline:
                 "`acoustic_decoder` must be 'cascade' or 'parallel'. "
                 f"Received: {acoustic_decoder!r}"
             )
-        left_out = ["parallel_decoder"]
+        left_out = ["parallel_decoder", "detector"]
         if acoustic_decoder == "parallel":
             if "parallel_decoder" not in self._parts:
                 raise ValueError(
@@ -840,7 +853,7 @@ class AudioLMPipeline:
                     "pipeline.add_part('parallel_decoder', ...) and train it, "
                     "or generate with acoustic_decoder='cascade'."
                 )
-            left_out = ["coarse_lm", "fine_lm"]
+            left_out = ["coarse_lm", "fine_lm", "detector"]
         self._require(
             [n for n in self.part_names if n not in left_out], purpose
         )

@@ -34,13 +34,22 @@ PARTS = (
     "coarse_lm",
     "fine_lm",
     "parallel_decoder",
+    "detector",
 )
 # A pipeline may do without these.
-OPTIONAL_PARTS = ("fine_lm", "parallel_decoder")
-# The parts that learn the tokens that a part makes.
+OPTIONAL_PARTS = ("fine_lm", "parallel_decoder", "detector")
+# The parts that learn what a part makes.
 DEPENDENTS = {
-    "codec": ("coarse_lm", "fine_lm", "parallel_decoder"),
-    "semantic_tokenizer": ("semantic_lm", "coarse_lm", "parallel_decoder"),
+    "codec": ("coarse_lm", "fine_lm", "parallel_decoder", "detector"),
+    "semantic_tokenizer": (
+        "semantic_lm",
+        "coarse_lm",
+        "parallel_decoder",
+        "detector",
+    ),
+    "semantic_lm": ("detector",),
+    "coarse_lm": ("detector",),
+    "fine_lm": ("detector",),
 }
 # What each part may be. Nothing else is ever built from a preset.
 PART_CLASSES = {
@@ -50,6 +59,7 @@ PART_CLASSES = {
     "coarse_lm": ("StageLM",),
     "fine_lm": ("StageLM",),
     "parallel_decoder": ("ParallelDecoder",),
+    "detector": ("AudioClassifier",),
 }
 NESTED_CLASSES = {"Hubert", "StageBackbone", "W2vBert", "W2vBert2"}
 KERAS_CLASSES = {"DTypePolicy"}
@@ -68,6 +78,7 @@ MODULES = {
     ),
     "StageLM": ("keras_audiolm.language_model.stage_lm",),
     "ParallelDecoder": ("keras_audiolm.language_model.parallel_decoder",),
+    "AudioClassifier": ("keras_audiolm.evaluation.classifier",),
 }
 
 

@@ -32,6 +32,7 @@ BATCH_SIZE = {
     "coarse_lm": 4,
     "fine_lm": 4,
     "parallel_decoder": 4,
+    "detector": 32,
 }
 # Batches of crops that k-means sees in a pass.
 KMEANS_BATCHES = 64
@@ -127,17 +128,21 @@ def fit_parts(pipeline, parts, plan):
             if done.load():
                 history[part] = {}
             else:
-                history[part] = _fit_part(pipeline, part, plan, corpora)
+                history[part] = _fit_part(
+                    pipeline, part, plan, corpora, token_dir
+                )
                 done.save()
             pipeline.mark_trained(part)
     return history
 
 
-def _fit_part(pipeline, part, plan, corpora):
+def _fit_part(pipeline, part, plan, corpora, token_dir):
     if part == "codec":
         return fit_codec(pipeline, plan)
     if part == "semantic_tokenizer":
         return fit_semantic_tokenizer(pipeline, plan)
+    if part == "detector":
+        return fit_detector(pipeline, plan, token_dir / "detector")
     return fit_language_model(pipeline, part, plan, corpora)
 
 
@@ -326,22 +331,24 @@ def audio_crops(pipeline, part, plan, for_clusters=False):
 
 def tokenize_all(pipeline, plan, token_dir):
     """The corpora of training and validation tokens."""
-    corpora = {}
-    identity = fingerprint(pipeline)
-    for name, files in (
-        ("training", plan.files),
-        ("validation", plan.validation_files),
-    ):
-        if files is not None:
-            corpora[name] = tokenize_corpus(
-                files,
-                token_dir / name,
-                pipeline.tokenize_many,
-                pipeline.sample_rate,
-                identity,
-                min_duration=pipeline.unit_samples / pipeline.sample_rate,
-            )
-    return corpora
+    splits = {"training": plan.files, "validation": plan.validation_files}
+    return {
+        name: tokenize_split(pipeline, files, token_dir / name)
+        for name, files in splits.items()
+        if files is not None
+    }
+
+
+def tokenize_split(pipeline, files, folder):
+    """The `TokenCorpus` of files, kept in a folder."""
+    return tokenize_corpus(
+        files,
+        folder,
+        pipeline.tokenize_many,
+        pipeline.sample_rate,
+        fingerprint(pipeline),
+        min_duration=pipeline.unit_samples / pipeline.sample_rate,
+    )
 
 
 def fingerprint(pipeline):
@@ -467,6 +474,38 @@ def default_optimizer(model, steps):
         beta_2=0.98,
         clipnorm=1.0,
     )
+
+
+# === The detector ===
+
+
+def fit_detector(pipeline, plan, folder):
+    """Makes examples with the pipeline itself, and learns to tell them."""
+    from keras_audiolm.evaluation import detector as detectors
+
+    makers = [n for n in pipeline.trained_parts if n != "detector"]
+    checksum = weights_checksum(*map(pipeline.part, makers))
+    examples = detectors.make_examples(
+        pipeline, plan.files, folder / f"{checksum:08x}", plan.seed
+    )
+    model = pipeline.part("detector")
+    batch_size = plan.of("batch_size", "detector", BATCH_SIZE["detector"])
+    crops = detectors.detector_crops(
+        model,
+        examples,
+        crops_per_class=max(batch_size // 2, 1),
+        steps_per_epoch=plan.of("steps_per_epoch", "detector", 600),
+        seed=plan.seed,
+    )
+    steps = len(crops) * plan.of("epochs", "detector", 1)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0, steps, warmup_target=3e-3, warmup_steps=min(20, steps)
+    )
+    model.compile(
+        pipeline.optimizer("detector")
+        or keras.optimizers.AdamW(schedule, weight_decay=0.01)
+    )
+    return run_fit(model, "detector", plan, crops, None)
 
 
 # === The loop ===

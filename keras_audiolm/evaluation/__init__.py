@@ -1,1 +1,11 @@
-"""The paper's measurements."""
+"""Measures codecs, tokens and what is generated, as the paper does."""
+
+# Of a report: what `keras_audiolm.evaluation.preset` measures, in order.
+SECTIONS = (
+    "codec",
+    "tokenizer",
+    "language",
+    "continuation",
+    "resynthesis",
+    "detector",
+)

@@ -6,6 +6,7 @@ from keras import ops
 
 from keras_audiolm.data.crops import AudioCrops
 from keras_audiolm.layers.compiled import CompiledFunction
+from keras_audiolm.presets import PresetPart
 from keras_audiolm.semantic.log_mel import LogMel
 
 # Windows classified at once: one shape, and so one compiled program.
@@ -13,7 +14,7 @@ WINDOW_BATCH = 32
 
 
 @keras.saving.register_keras_serializable(package="keras_audiolm")
-class AudioClassifier(keras.Model):
+class AudioClassifier(PresetPart, keras.Model):
     """The paper's classifier: six convolutional blocks on a log-mel.
 
     Each block convolves along time (3x1), then along frequency (1x3), and
@@ -54,6 +55,8 @@ class AudioClassifier(keras.Model):
     Reference:
      - [AudioLM, section IV-D](https://arxiv.org/abs/2209.03143)
     """
+
+    part = "detector"
 
     def __init__(
         self,
@@ -160,6 +163,18 @@ class AudioClassifier(keras.Model):
     def classify(self, audio):
         """Probabilities of the classes, averaged over windows.
 
+        Args:
+            audio: as of `classify_windows`.
+
+        Returns:
+            NumPy float32 `(len(labels),)` or `(batch, len(labels))`, in the
+            order of `labels`.
+        """
+        return self.classify_windows(audio).mean(axis=-2)
+
+    def classify_windows(self, audio):
+        """Probabilities of the classes in each window.
+
         Windows start every `hop_duration` and none is padded; what is left
         after the last is not heard. Audio that is shorter than a window is
         repeated until it fills one.
@@ -169,8 +184,8 @@ class AudioClassifier(keras.Model):
                 `sample_rate`.
 
         Returns:
-            NumPy float32 `(len(labels),)` or `(batch, len(labels))`, in the
-            order of `labels`.
+            NumPy float32 `(windows, len(labels))`, or `(batch, windows,
+            len(labels))` where `audio` had a batch axis.
 
         Raises:
             ValueError: on another rank, no samples, or samples that are not
@@ -197,8 +212,8 @@ class AudioClassifier(keras.Model):
                 for start in range(0, len(windows), WINDOW_BATCH)
             ]
         )
-        # (batch * windows, classes) -> (batch, classes)
-        probabilities = probabilities.reshape(batch, count, -1).mean(axis=1)
+        # (batch * windows, classes) -> (batch, windows, classes)
+        probabilities = probabilities.reshape(batch, count, -1)
         return probabilities if audio.ndim == 2 else probabilities[0]
 
     def _windows(self, audio):
@@ -278,7 +293,6 @@ class LabelledCrops(keras.utils.PyDataset):
         self.equaliser_db = equaliser_db
         self.noise_db = noise_db
         self.seed = seed
-        self.epoch = 0
         self.crops = [
             AudioCrops(
                 files[label],
@@ -292,6 +306,15 @@ class LabelledCrops(keras.utils.PyDataset):
             for number, label in enumerate(self.labels)
         ]
 
+    @property
+    def epoch(self):
+        return self.crops[0].epoch
+
+    @epoch.setter
+    def epoch(self, epoch):
+        for crops in self.crops:
+            crops.epoch = epoch
+
     def __len__(self):
         return self.steps_per_epoch
 
@@ -302,22 +325,27 @@ class LabelledCrops(keras.utils.PyDataset):
             self.crops[0].batch_size,
         )
         rng = np.random.default_rng((self.seed, self.epoch, index))
-        return self._augment(rng, audio), labels
-
-    def _augment(self, rng, audio):
         audio = equalise(rng, audio, self.equaliser_db)
         if self.noise_db is not None:
-            shape = (len(audio), 1)
-            ratio = 10.0 ** (rng.uniform(*self.noise_db, shape) / 20.0)
-            rms = np.sqrt(np.mean(np.square(audio), axis=1, keepdims=True))
-            noise = rng.standard_normal(audio.shape, dtype="float32")
-            audio = audio + noise * (rms / ratio)
-        return audio.astype("float32")
+            audio = with_noise(rng, audio, self.noise_db)
+        return audio, labels
 
     def on_epoch_end(self):
         self.epoch += 1
-        for crops in self.crops:
-            crops.epoch = self.epoch
+
+
+def with_noise(rng, audio, decibels):
+    """Adds white noise to each row of `(batch, samples)`.
+
+    Args:
+        rng: `numpy.random.Generator`.
+        audio: `(batch, samples)` float32.
+        decibels: pair of floats. Range of the signal-to-noise ratio.
+    """
+    ratio = 10.0 ** (rng.uniform(*decibels, (len(audio), 1)) / 20.0)
+    rms = np.sqrt(np.mean(np.square(audio), axis=1, keepdims=True))
+    noise = rng.standard_normal(audio.shape, dtype="float32")
+    return (audio + noise * (rms / ratio)).astype("float32")
 
 
 def equalise(rng, audio, decibels, points=5):
@@ -334,7 +362,7 @@ def equalise(rng, audio, decibels, points=5):
     curves = rng.uniform(-decibels, decibels, (len(audio), points))
     curves = [np.interp(places, np.arange(points), c) for c in curves]
     gain = 10.0 ** (np.stack(curves) / 20.0)
-    return np.fft.irfft(spectrum * gain, audio.shape[1])
+    return np.fft.irfft(spectrum * gain, audio.shape[1]).astype("float32")
 
 
 def _check_positive(**values):

@@ -174,12 +174,23 @@ class WordErrors:
         return " ".join(letters.split())
 
     def rate(self, reference, clips):
-        """Errors for each word of the reference.
+        """Errors for each word, and for each letter, of the reference.
 
         Args:
             reference: list of str, transcripts of the originals.
             clips: list of `(samples,)`, what became of them.
+
+        Returns:
+            Dictionary: `word_error_rate` and `character_error_rate`, `None`
+            where no original has a word, and `files`, those that have.
         """
         heard = [self.transcribe(clip) for clip in clips]
         pairs = [(a, b) for a, b in zip(reference, heard, strict=True) if a]
-        return float(self.jiwer.wer(*map(list, zip(*pairs, strict=True))))
+        truth, heard = [a for a, _ in pairs], [b for _, b in pairs]
+        return {
+            "word_error_rate": self.jiwer.wer(truth, heard) if pairs else None,
+            "character_error_rate": (
+                self.jiwer.cer(truth, heard) if pairs else None
+            ),
+            "files": len(pairs),
+        }

@@ -72,7 +72,8 @@ def test_word_errors(monkeypatch):
     assert reference == "yes no yes"
     made = [np.concatenate([yes, yes, yes]), yes]
     # One of three words is another; what had no words counts for nothing.
-    assert words.rate([reference, ""], made) == pytest.approx(1 / 3)
+    errors = words.rate([reference, ""], made)
+    assert errors["word_error_rate"] == pytest.approx(1 / 3)
 
 
 def test_word_errors_name_their_packages(monkeypatch):
