@@ -486,7 +486,11 @@ def fit_detector(pipeline, plan, folder):
     makers = [n for n in pipeline.trained_parts if n != "detector"]
     checksum = weights_checksum(*map(pipeline.part, makers))
     examples = detectors.make_examples(
-        pipeline, plan.files, folder / f"{checksum:08x}", plan.seed
+        pipeline,
+        plan.files,
+        folder / f"{checksum:08x}",
+        detectors.EXAMPLE_SECONDS,
+        plan.seed,
     )
     model = pipeline.part("detector")
     batch_size = plan.of("batch_size", "detector", BATCH_SIZE["detector"])

@@ -42,7 +42,7 @@ def make_detector(sample_rate, channels=CHANNELS):
 # === What it learns from ===
 
 
-def make_examples(pipeline, files, folder, seed=0, seconds=EXAMPLE_SECONDS):
+def make_examples(pipeline, files, folder, seconds, seed=0):
     """Real recordings through the codec, and continuations of such.
 
     Without the codec its traces alone would tell both apart, in tokens nobody
@@ -53,8 +53,8 @@ def make_examples(pipeline, files, folder, seed=0, seconds=EXAMPLE_SECONDS):
         pipeline: `AudioLMPipeline`.
         files: list of paths of recordings.
         folder: path; gets the folders `real` and `synthetic`.
-        seed: int.
         seconds: float. Of each kind.
+        seed: int.
 
     Returns:
         Dictionary by label of lists of paths.
