@@ -11,6 +11,7 @@ setuptools.setup(
     # keras_audiolm/_bundled.py finds it.
     package_dir={"keras_audiolm.presets": "presets"},
     package_data={
+        "keras_audiolm.evaluation": ["*.html"],
         "keras_audiolm.presets": ["**/*.json", "**/*.h5", "**/*.md"],
     },
 )
