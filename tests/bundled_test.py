@@ -91,8 +91,9 @@ def test_wheel_holds_all_files(checkout, wheel):
             if path.is_file() and "build" not in path.parts
         }
 
-    package = files(checkout / "keras_audiolm", "*.py")
-    assert package <= files(wheel / "keras_audiolm", "*.py")
+    for pattern in ("*.py", "*.html"):
+        package = files(checkout / "keras_audiolm", pattern)
+        assert package and package <= files(wheel / "keras_audiolm", pattern)
     presets = files(checkout / "presets", "*")
     assert presets == files(wheel / "keras_audiolm" / "presets", "*")
     assert not (wheel / "tests").exists()

@@ -1,5 +1,6 @@
 """The command line, with a pipeline that records what it is asked for."""
 
+import json
 import pathlib
 import sys
 import types
@@ -358,6 +359,86 @@ def test_ctrl_c_while_writing_leaves_no_file(
     assert run("sample", "-o", tmp_path / "out.wav", "--num", 2) == 130
     assert capsys.readouterr().err.endswith("keras-audiolm: stopped\n")
     assert not list(tmp_path.iterdir())
+
+
+# === Listening tests ===
+
+
+@pytest.fixture
+def listening_tests(monkeypatch):
+    """What `make_listening_test` is called with."""
+    calls = []
+
+    def make(*args, **kwargs):
+        calls.append((args, kwargs))
+        return pathlib.Path("the key")
+
+    name = "keras_audiolm.evaluation.listening_test.make_listening_test"
+    monkeypatch.setattr(name, make)
+    return calls
+
+
+def test_listening_test(pipeline, prompt, tmp_path, capsys, listening_tests):
+    out = tmp_path / "new"
+    options = ("--num", 3, "--seed", 5, "--temperature", "coarse=0.7")
+    argv = ("librilight", tmp_path, "--out", out, *options)
+    assert run("listening-test", *argv) == 0
+    assert pipeline.calls == [("from_preset", "librilight", True)]
+    ((given, settings),) = listening_tests
+    assert isinstance(given[0], pipeline) and given[1:] == ([prompt], out)
+    assert (
+        settings.items()
+        >= {
+            "num": 3,
+            "seed": 5,
+            "duration": 10.0,
+            "prompt_duration": 3.0,
+            "temperature": {"coarse": 0.7},
+        }.items()
+    )
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{out}: 3 real and 3 continued clips of 10 s")
+    assert "the key" in line and f"listening-score {out}" in line
+
+
+def test_listening_test_costs_no_loading_where_it_cannot_be_made(
+    pipeline, prompt, tmp_path, capsys
+):
+    argv = ("listening-test", "librilight", tmp_path)
+    assert run(*argv, "--out", tmp_path) == 1
+    assert f"{tmp_path} exists" in error_line(capsys)
+    assert run(*argv[:2], tmp_path / "none", "--out", tmp_path / "new") == 1
+    assert "none does not exist" in error_line(capsys)
+    assert pipeline.calls == []
+
+
+def test_listening_score(tmp_path, capsys):
+    from keras_audiolm.evaluation.listening_test import write_listening_test
+
+    folder = tmp_path / "test"
+    clips = np.random.default_rng(0).normal(0, 0.1, (4, 8000))
+    real = np.array([True, False, False, True])
+    write_listening_test(folder, clips, real, 8000, 0.3, seed=0)
+    seal = (folder / "seal.txt").read_text().strip()
+    files = []
+    for rater, count in (("Ada", 4), ("", 2)):  # both always say "real"
+        answers = {f"0{i}.wav": {"real": True} for i in range(1, count + 1)}
+        files.append(tmp_path / f"{count}.json")
+        files[-1].write_text(
+            json.dumps({"seal": seal, "rater": rater, "answers": answers})
+        )
+    assert run("listening-score", folder, *files) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"Ada ({files[0]}): 2 of 4 right, 50.0 % (95 % interval 6.8 to "
+        "93.2 %), p = 1 against guessing",
+        f"no name ({files[1]}): 1 of 2 right, 50.0 % (95 % interval 1.3 to "
+        "98.7 %), p = 1 against guessing; 2 not rated",
+        "all together: 3 of 6 right, 50.0 % (95 % interval 11.8 to 88.2 %), "
+        "p = 1 against guessing; 2 not rated",
+        "real: 01.wav, 04.wav",
+    ]
+    assert run("listening-score", tmp_path / "none", *files) == 1
+    assert "no test at" in error_line(capsys)
 
 
 # === The real pipeline ===
