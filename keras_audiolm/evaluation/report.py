@@ -338,12 +338,17 @@ def markdown_table(table):
 
 def origin(about):
     """Where the figures come from, in one sentence."""
-    machine = about["machine"]
     return (
         f"Measured on {about['date']} by `{about['command']}` on "
+        f"{place(about['machine'])}."
+    )
+
+
+def place(machine):
+    return (
         f"{machine['cores_used']} of {machine['cores']} cores of "
         f"{machine['cpu']} (keras_audiolm {machine['keras_audiolm']}, Keras "
-        f"{machine['keras']}, {machine['backend']})."
+        f"{machine['keras']}, {machine['backend']})"
     )
 
 
@@ -379,14 +384,17 @@ def html(results, audio):
     ]
     return environment.get_template("report.html").render(
         about=results["about"],
-        origin=origin(results["about"]),
+        place=place(results["about"]["machine"]),
         sections=sections,
-        examples=examples(audio),
+        examples=examples(
+            audio, results["about"]["settings"]["prompt_duration"]
+        ),
     )
 
 
-def examples(folder):
-    """The examples, by number: kind, sound and spectrogram of each."""
+def examples(folder, prompt_duration):
+    """The examples, by number: kind, sound and spectrogram of each, with a
+    line where a prompt ends."""
     import soundfile
 
     rows = {}
@@ -397,7 +405,11 @@ def examples(folder):
             {
                 "kind": kind,
                 "sound": data_address("audio/flac", path.read_bytes()),
-                "picture": spectrogram(clip, rate),
+                "picture": spectrogram(
+                    clip,
+                    rate,
+                    prompt_duration if "continuation" in kind else None,
+                ),
             }
         )
     order = ("original", "through the codec")
@@ -422,8 +434,9 @@ def png(figure):
     return data_address("image/png", file.getvalue())
 
 
-def spectrogram(clip, sample_rate):
-    """A mel spectrogram as the address of a picture."""
+def spectrogram(clip, sample_rate, line=None):
+    """A mel spectrogram, maybe with a line at a second, as a picture's
+    address."""
     from keras_audiolm.evaluation.codec import log_mel
 
     picture = figure(4.8, 1.9)
@@ -437,6 +450,8 @@ def spectrogram(clip, sample_rate):
         vmax=3.0,
         extent=(0, len(clip) / sample_rate, 0, 80),
     )
+    if line is not None:
+        axes.axvline(line, color="white", linestyle="--")
     axes.set(xlabel="seconds", ylabel="mel band")
     return png(picture)
 
