@@ -856,11 +856,14 @@ def run_evaluate(args):
         raise ValueError(f"{args.report} is a file: give a folder to write.")
     if not args.data.is_dir():
         raise ValueError(f"{args.data} is no folder: give one of recordings.")
-    for package in ("jinja2", "matplotlib", "sklearn"):
+    needed = dict.fromkeys(("jinja2", "matplotlib", "sklearn"), "evaluate")
+    if args.asr:
+        needed.update(faster_whisper="quality", jiwer="quality")
+    for package, extra in needed.items():
         if importlib.util.find_spec(package) is None:
             raise ValueError(
-                f"a report needs {package}: pip install "
-                "'keras-audiolm[evaluate]'"
+                f"This report needs the package {package}: pip install "
+                f"'keras-audiolm[{extra}]'"
             )
     pipeline = load("AudioLMPipeline", args)
     from keras_audiolm.evaluation import preset
@@ -1027,7 +1030,7 @@ def describe(error):
             f"install 'keras-audiolm[{error.name}]', or choose another with "
             "--backend."
         )
-    if isinstance(error, ValueError | OSError):
+    if isinstance(error, ValueError | OSError | ImportError):
         return text
     return (
         f"unexpected {type(error).__name__}: {text} (--debug shows the "
