@@ -40,7 +40,9 @@ def abx(
 
     An item has the frames from `ceil(frame_rate * onset - 0.5)` to
     `floor(frame_rate * offset - 0.5)`, exclusive. The end is Libri-Light's,
-    one frame earlier than ABXpy's: figures in print are of it.
+    one frame earlier than ABXpy's: the published figures are of it. On features
+    and on codes of three speakers at random, both errors are those of
+    zerospeech-libriabx2 0.9.8 within 1e-7 (docs/evaluation_tokens.md).
 
     Args:
         item_file: path of an `.item` file: a line of titles, then the columns
@@ -355,8 +357,9 @@ def warped_distances(between, lengths, other_lengths):
     """Mean distance along the paths of dynamic time warping.
 
     Ours, since the mean is over the path's length, which among paths of one
-    cost depends on which step is preferred: codes have many such paths. As in
-    the reference it is the diagonal, then the later frame of the second item.
+    cost depends on which step is preferred: codes have many such paths. Of
+    equal ways to a pair of frames it is, as in Libri-Light, the one from both
+    frames before, then from the other item's, then from the item's.
 
     Args:
         between: `(frames, frames, items, others)`, padded; padding changes
@@ -370,22 +373,18 @@ def warped_distances(between, lengths, other_lengths):
     Reference:
      - [dtw.pyx of Libri-Light](https://github.com/facebookresearch/libri-light)
     """
-    cost = np.empty_like(between)
-    steps = np.empty(between.shape, "int32")
+    cost, steps = np.empty_like(between), np.ones(between.shape, "int32")
     cost[0], cost[:, 0] = between[0].cumsum(0), between[:, 0].cumsum(0)
-    ones = np.ones(between.shape, "int32")
-    steps[0], steps[:, 0] = ones[0].cumsum(0), ones[:, 0].cumsum(0)
+    steps[0], steps[:, 0] = steps[0].cumsum(0), steps[:, 0].cumsum(0)
     for i in range(1, between.shape[0]):
         for j in range(1, between.shape[1]):
-            before = np.stack(
-                [cost[i - 1, j - 1], cost[i, j - 1], cost[i - 1, j]]
-            )
-            taken = np.stack(
-                [steps[i - 1, j - 1], steps[i, j - 1], steps[i - 1, j]]
-            )
-            best = before.argmin(axis=0)[None]  # the first of equals
-            cost[i, j] = between[i, j] + np.take_along_axis(before, best, 0)[0]
-            steps[i, j] = 1 + np.take_along_axis(taken, best, 0)[0]
+            best, taken = cost[i - 1, j - 1], steps[i - 1, j - 1]
+            for place in ((i, j - 1), (i - 1, j)):
+                cheaper = cost[place] < best
+                best = np.where(cheaper, cost[place], best)
+                taken = np.where(cheaper, steps[place], taken)
+            cost[i, j] = between[i, j] + best
+            steps[i, j] = 1 + taken
     ends = np.ix_(np.arange(len(lengths)), np.arange(len(other_lengths)))
     last = (lengths[:, None] - 1, other_lengths[None] - 1, *ends)
     return cost[last] / steps[last]
