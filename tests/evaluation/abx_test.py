@@ -9,6 +9,7 @@ import soxr
 from keras_audiolm.data.audio import load_audio
 from keras_audiolm.evaluation.abx import (
     abx,
+    cell_error,
     frame_distances,
     group_distances,
     read_items,
@@ -235,6 +236,14 @@ def test_path_is_the_cheapest_and_its_mean_is_over_its_steps():
     # 0.1 and 0.9, then 0.2: three steps and 1.2, by either middle.
     found = warped_distances(between, np.array([2]), np.array([3]))
     assert found.item() == pytest.approx(1.2 / 3)
+
+
+def test_two_of_a_group_are_compared_once():
+    """The path from the earlier counts, which may be another one back."""
+    to_a, to_b = np.array([[0.0, 0.3], [0.1, 0.0]]), np.array([[0.2], [0.2]])
+    assert cell_error(to_a, to_b, same=True) == 1.0
+    # Of two groups all four count: the diagonal is right, and one more.
+    assert cell_error(to_a, to_b, same=False) == 0.25
 
 
 # === Real speech ===

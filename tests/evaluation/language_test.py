@@ -1,12 +1,14 @@
 import itertools
 import math
+import pathlib
 
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
-from keras_audiolm import StageLM, TokenLayout
+from keras_audiolm import AudioLMPipeline, StageLM, TokenLayout
+from keras_audiolm.data.audio import load_audio
 from keras_audiolm.evaluation.language import (
     log_likelihoods,
     preference,
@@ -14,6 +16,7 @@ from keras_audiolm.evaluation.language import (
     unit_perplexity,
 )
 
+RECORDINGS = pathlib.Path(__file__).parents[2] / "examples" / "recordings"
 SIZE = 12
 # One second at 25 Hz.
 WINDOW = 25
@@ -111,7 +114,8 @@ def test_equals_the_models_own_loss():
     inputs = {"semantic": codes[None, :, None]}
     loss = lm.compute_loss(inputs, y_pred=lm(inputs), training=False)
     totals, _ = log_likelihoods(lm, [codes])
-    assert totals[0] == pytest.approx(-7 * float(loss), abs=1e-4)
+    loss = float(ops.convert_to_numpy(loss))
+    assert totals[0] == pytest.approx(-7 * loss, abs=1e-4)
 
 
 def test_runs_are_one_token_where_the_layout_says_so():
@@ -235,6 +239,34 @@ def test_what_has_no_other_order_is_counted():
 def test_preference():
     assert preference(-3.0, -4.0) == 1 and preference(-4.0, -3.0) == 0
     assert preference(-300.0, -300.0001) == 0.5
+
+
+@pytest.mark.large
+def test_real_speech_is_likelier_than_its_pieces():
+    """The shipped preset on recordings that it has not heard."""
+    pipeline = AudioLMPipeline.from_preset("voices_small")
+    lm, tokenizer = pipeline.semantic_lm, pipeline.semantic_tokenizer
+    tokens = []
+    for path in sorted(RECORDINGS.glob("*.flac")):
+        audio = load_audio(path, tokenizer.sample_rate)
+        tokens += np.split(tokenizer.encode(audio[None])[0][:100], 2)
+    results = [
+        real_against(lm, tokens, "shuffled", block) for block in (1, 5, 25)
+    ]
+    ratios = [result["nats_per_token"] for result in results]
+    assert ratios[0] > 2 * ratios[1] > 4 * ratios[2] > 0
+    assert results[0]["preferred"] == results[1]["preferred"] == 1
+    backwards = real_against(lm, tokens, "reversed")
+    assert backwards["preferred"] == 1 and backwards["pairs"] == 10
+    rng = np.random.default_rng(0)
+    perplexities = []
+    for share in (0.0, 0.3, 1.0):
+        torn = [
+            np.where(rng.random(len(row)) < share, rng.permutation(row), row)
+            for row in tokens
+        ]
+        perplexities.append(unit_perplexity(lm, torn)["perplexity"])
+    assert (np.diff(np.log(perplexities)) > 1).all()
 
 
 # === What is refused ===
