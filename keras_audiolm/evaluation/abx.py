@@ -82,8 +82,8 @@ def abx(
 
     Reference:
      - [Schatz et al., 2013](https://hal.science/hal-00918599)
-     - [Libri-Light, section 4.1](https://arxiv.org/abs/1912.07875)
-     - [AudioLM, section III-B](https://arxiv.org/abs/2209.03143)
+     - [Libri-Light](https://arxiv.org/abs/1912.07875)
+     - [AudioLM, table I](https://arxiv.org/abs/2209.03143)
     """
     if max_group_size < 2 or max_x_speakers < 1 or not frame_rate > 0:
         raise ValueError(

@@ -61,7 +61,7 @@ def swuggy(lm, folder, tokenize):
 
     Reference:
      - [Nguyen et al., 2020](https://arxiv.org/abs/2011.11588)
-     - [AudioLM, section IV-D](https://arxiv.org/abs/2209.03143)
+     - [AudioLM, table IV](https://arxiv.org/abs/2209.03143)
     """
     folder = pathlib.Path(folder) / "lexical" / "dev"
     rows = read_gold(folder, LEXICAL_COLUMNS)
