@@ -564,6 +564,17 @@ def _add_evaluate(commands):
         metavar="CODE",
         help="of the recordings that it hears (default: %(default)s)",
     )
+    parser.add_argument(
+        "--abx",
+        metavar="ITEMS",
+        help="item file of DATA, as of Libri-Light (default: none, and no ABX)",
+    )
+    parser.add_argument(
+        "--zerospeech",
+        metavar="FOLDER",
+        help="the ZeroSpeech 2021 data set (default: none, and no sWUGGY and "
+        "sBLIMP)",
+    )
 
 
 def section_names(text):
@@ -856,6 +867,9 @@ def run_evaluate(args):
         raise ValueError(f"{args.report} is a file: give a folder to write.")
     if not args.data.is_dir():
         raise ValueError(f"{args.data} is no folder: give one of recordings.")
+    for path in (args.abx, args.zerospeech):
+        if path and not pathlib.Path(path).exists():
+            raise ValueError(f"{path} does not exist.")
     needed = dict.fromkeys(("jinja2", "matplotlib", "sklearn"), "evaluate")
     if args.asr:
         needed.update(faster_whisper="quality", jiwer="quality")
@@ -880,6 +894,8 @@ def run_evaluate(args):
                 "duration",
                 "asr",
                 "asr_language",
+                "abx",
+                "zerospeech",
             )
         }
     )

@@ -15,22 +15,26 @@ import numpy as np
 import soxr
 
 from keras_audiolm import training
-from keras_audiolm.data.audio import save_audio
+from keras_audiolm.codec.soundstream import SoundStream
+from keras_audiolm.data.audio import load_audio, save_audio
 from keras_audiolm.data.crops import AudioCrops
 from keras_audiolm.evaluation import SECTIONS, generation, labels
 from keras_audiolm.evaluation import detector as detectors
+from keras_audiolm.evaluation.abx import abx
 from keras_audiolm.evaluation.codec import codebook_use, compare, reconstruct
 from keras_audiolm.evaluation.corpus import SPLITS
 from keras_audiolm.evaluation.frechet import (
     encoder_embedding,
     frechet_audio_distance,
 )
+from keras_audiolm.evaluation.language import real_against, unit_perplexity
 from keras_audiolm.evaluation.memorisation import (
     longest_shared_runs,
     nearest_distances,
 )
 from keras_audiolm.evaluation.perceptual import MEASURES, WordErrors
 from keras_audiolm.evaluation.stages import stage_loss
+from keras_audiolm.evaluation.zerospeech import sblimp, swuggy
 from keras_audiolm.language_model.layout import without_repeats
 from keras_audiolm.layers.checksum import weights_checksum
 from keras_audiolm.version import __version__
@@ -57,6 +61,10 @@ class Settings:
         asr: name or folder of a faster-whisper model, optional. Without one,
             word errors are left out.
         asr_language: str. The language of the files that it hears.
+        abx: path of an item file of the data, optional. Without one, ABX is
+            left out.
+        zerospeech: folder of the ZeroSpeech 2021 data set, optional. Without
+            it, sWUGGY and sBLIMP are left out.
     """
 
     prompts: int | None = None
@@ -66,6 +74,8 @@ class Settings:
     batch_size: int = 8
     asr: str | None = None
     asr_language: str = "en"
+    abx: str | None = None
+    zerospeech: str | None = None
 
 
 class LeftOut(Exception):
@@ -197,7 +207,57 @@ class Evaluation:
                 "contrastive_loss": float(np.log(1 + encoder.num_negatives)),
                 "mlm_loss": float(np.log(encoder.codebook_size)),
             }
+        if self.settings.abx:
+            result["abx"] = self._abx()
         return result
+
+    def _abx(self):
+        """Of semantic tokens, of the activations that they come from, and of
+        the sums of a codec frame's embeddings or, of other codecs, codes."""
+        codec, tokenizer = self.pipeline.codec, self.pipeline.semantic_tokenizer
+        files = {
+            pathlib.Path(row["path"]).stem: self.corpus.folder / row["path"]
+            for row in self.corpus.rows
+        }
+
+        def audio(name, sample_rate):
+            if name not in files:
+                raise ValueError(
+                    f"{self.settings.abx} names a file {name!r}, which the "
+                    "data has not."
+                )
+            return load_audio(files[name], sample_rate)[None]
+
+        def activations(name):
+            x = tokenizer.encoder.encode(
+                audio(name, tokenizer.sample_rate), tokenizer.layer
+            )
+            return keras.ops.convert_to_numpy(x)[0]
+
+        def acoustic(name):
+            codes = codec.encode(audio(name, codec.sample_rate))
+            if isinstance(codec, SoundStream):
+                codes = codec.quantizer.decode(codes)
+            return keras.ops.convert_to_numpy(codes)[0]
+
+        kinds = {
+            "semantic tokens": (
+                lambda name: tokenizer.encode(
+                    audio(name, tokenizer.sample_rate)
+                )[0],
+                tokenizer,
+            ),
+            "activations": (activations, tokenizer),
+            "acoustic tokens": (acoustic, codec),
+        }
+        return {
+            kind: abx(
+                self.settings.abx,
+                features,
+                model.sample_rate / model.hop_length,
+            )
+            for kind, (features, model) in kinds.items()
+        }
 
     def _encoder_crops(self):
         """The crops that `AudioLMPipeline.fit` validates the encoder on."""
@@ -216,17 +276,58 @@ class Evaluation:
         return crops
 
     def language(self):
-        """Cross entropy of each stage beside simpler models."""
+        """Cross entropy of each stage beside simpler models, and what the
+        semantic one finds likelier than what."""
         stages = ("semantic_lm", "coarse_lm", "fine_lm")
+        held_out = self.tokens["held_out"]
+        result = {
+            "stages": {
+                name: stage_loss(
+                    self.pipeline, name, held_out, self.tokens.get("train")
+                )
+                for name in self.pipeline.part_names
+                if name in stages
+            },
+            "order": self._order(held_out.semantic),
+        }
+        if self.settings.zerospeech:
+            result["zerospeech"] = self._zerospeech()
+        return result
+
+    def _order(self, tokens):
+        """How often real tokens are likelier than in another order."""
+        lm = self.pipeline.semantic_lm
+        rate = float(self.pipeline.sample_rate / self.pipeline.semantic_hop)
+        # A word and more.
+        tokens = [row for row in tokens if len(row) >= rate]
+        if not tokens:
+            return {"left_out": "no held-out recording lasts a second"}
+        kinds = {
+            "reversed": ("reversed", 1),
+            "pieces of 0.4 s shuffled": ("shuffled", round(0.4 * rate)),
+            "recordings joined out of order": ("reordered", 1),
+        }
+        result = {"perplexity": unit_perplexity(lm, tokens), "against": {}}
+        for name, (how, block) in kinds.items():
+            try:
+                found = real_against(lm, tokens, how, block)
+            except ValueError as error:
+                warnings.warn(f"Left out: {error}", stacklevel=2)
+                continue
+            result["against"][name] = found
+        return result
+
+    def _zerospeech(self):
+        tokenizer = self.pipeline.semantic_tokenizer
+
+        def tokenize(path):
+            audio = load_audio(path, tokenizer.sample_rate)
+            return tokenizer.encode(audio[None])[0]
+
+        lm, folder = self.pipeline.semantic_lm, self.settings.zerospeech
         return {
-            name: stage_loss(
-                self.pipeline,
-                name,
-                self.tokens["held_out"],
-                self.tokens.get("train"),
-            )
-            for name in self.pipeline.part_names
-            if name in stages
+            "sWUGGY": swuggy(lm, folder, tokenize),
+            "sBLIMP": sblimp(lm, folder, tokenize),
         }
 
     def continuation(self):

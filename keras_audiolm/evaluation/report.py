@@ -125,14 +125,51 @@ def tokenizer_tables(result):
         made.append(
             Table(["encoder, held-out crops", "measured", "chance"], rows)
         )
+    if "abx" in result:
+        rows = [
+            [kind, percent(e["within_error"]), percent(e["across_error"])]
+            for kind, e in result["abx"].items()
+        ]
+        header = ["ABX error; chance 50 %", "within speakers", "across"]
+        made.append(Table(header, rows))
     return made
 
 
 def language_tables(result):
+    made = [stage_table(result["stages"])]
+    order = result["order"]
+    if "left_out" not in order:
+        rows = [
+            [
+                f"real tokens are likelier than {name}",
+                f"{percent(o['preferred'])} of {o['pairs']}",
+                number(o["nats_per_token"]),
+            ]
+            for name, o in order["against"].items()
+        ]
+        units = order["perplexity"]
+        note = (
+            f"{units['files']} held-out recordings of a second or more; their "
+            f"perplexity is {units['perplexity']:.2f}."
+        )
+        header = ["semantic stage; chance 50 %", "pairs", "nats a token"]
+        made.append(Table(header, rows, note))
+    if "zerospeech" in result:
+        rows = [
+            [
+                name,
+                *(percent(z[k]["accuracy"]) for k in ("normalised", "total")),
+            ]
+            for name, z in result["zerospeech"].items()
+        ]
+        header = ["accuracy; chance 50 %", "a token", "of all tokens"]
+        made.append(Table(header, rows))
+    return made
+
+
+def stage_table(stages):
     rows = []
-    for name, lm in result.items():
-        if name == "notes":
-            continue
+    for name, lm in stages.items():
         figures = ("loss", "perplexity", "unigram_loss", "uniform_loss")
         rows.append(
             [
@@ -150,7 +187,7 @@ def language_tables(result):
                 )
             ]
     header = ["held out", "model", "perplexity", "unigram", "uniform", "tokens"]
-    return [Table(header, rows)]
+    return Table(header, rows)
 
 
 def heard_tables(heard):

@@ -72,6 +72,12 @@ def tiny(pipeline, tmp_path_factory):
 @pytest.fixture(scope="module")
 def report(tiny, corpus, tmp_path_factory):
     """The folder of a report that the command line wrote."""
+    # A speaker says one phone twice, and another once.
+    items = tmp_path_factory.mktemp("items") / "tiny.item"
+    items.write_text(
+        "#file onset offset #phone prev-phone next-phone speaker\n"
+        "0 0.1 0.3 a x y ann\n0 0.4 0.6 a x y ann\n0 0.7 0.9 b x y ann\n"
+    )
     out = tmp_path_factory.mktemp("reports") / "tiny"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(labels, "STEPS", {"speaker": 3, "language": 3})
@@ -80,6 +86,7 @@ def report(tiny, corpus, tmp_path_factory):
         code = cli.main(
             ["evaluate", str(tiny), str(corpus), "--report", str(out)]
             + ["--prompt-duration", "1", "--duration", "1", "--seeds", "2"]
+            + ["--abx", str(items)]
         )
     assert code == 0
     return out
@@ -98,7 +105,7 @@ def test_every_section_is_measured(results):
     assert list(results["codec"]["reconstruction"]) == ["2", "3"]
     assert results["codec"]["bits_per_second"] == {"2": 400.0, "3": 600.0}
     for name, levels in (("semantic_lm", 1), ("coarse_lm", 2), ("fine_lm", 1)):
-        lm = results["language"][name]
+        lm = results["language"]["stages"][name]
         assert len(lm["level_loss"]) == levels
         size = NUM_CLUSTERS if name == "semantic_lm" else CODEBOOK_SIZE
         assert lm["uniform_loss"] == pytest.approx(math.log(size))
@@ -106,6 +113,11 @@ def test_every_section_is_measured(results):
         assert lm["loss"] > lm["uniform_loss"] - 0.2
         assert lm["unigram_loss"] < lm["uniform_loss"] + 0.2
         assert lm["perplexity"] == pytest.approx(math.exp(lm["loss"]))
+    order = results["language"]["order"]
+    assert order["perplexity"]["tokens"] == 3 * 33
+    assert [o["pairs"] for o in order["against"].values()] == [3, 3, 1]
+    for kind in ("semantic tokens", "activations", "acoustic tokens"):
+        assert 0 <= results["tokenizer"]["abx"][kind]["within_error"] <= 1
 
 
 def test_continuations_are_counted(results):
@@ -155,7 +167,7 @@ def test_other_sections_keep_their_figures(
         report,
         "tiny",
         "again",
-        only=["tokenizer"],
+        only=["codec"],
     )
     assert found["about"]["command"] == "again"
     for section in SECTIONS:
@@ -181,7 +193,7 @@ def test_a_corpus_without_labels_or_training_files(pipeline, corpus, tmp_path):
     assert "training" in made["memorisation"]["left_out"]
     assert "windows" in made["frechet_audio_distance"]["left_out"]
     assert made["diversity"]["same_prompt"] is None
-    assert "unigram_loss" not in found["language"]["coarse_lm"]
+    assert "unigram_loss" not in found["language"]["stages"]["coarse_lm"]
     page = (tmp_path / "report.html").read_text()
     assert "Left out: Telling a speaker needs" in page
 
