@@ -1,7 +1,6 @@
 """EnCodec of 48 kHz: a second at a time, and its loudness apart."""
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_audiolm.codec.encodec import EnCodec, ShortcutUnit
@@ -177,7 +176,7 @@ class WindowedEnCodec(EnCodec):
     def _join_audio(self, decode, codes):
         """The audio of the whole, by `decode` of its windows."""
         shared = self.overlap_frames * self.hop_length
-        fade = np.arange(1, shared + 1, dtype="float32") / (shared + 1)
+        fade = ops.arange(1, shared + 1, dtype="float32") / (shared + 1)
         parts, tail = [], None
         for start, stop, _, _ in self._windows(codes.shape[1]):
             audio = decode(codes[:, start:stop])
