@@ -22,7 +22,7 @@ import numpy as np
 SECONDS = 2.0
 # Blocks kept of an encoder, of those whose depth is no question of parity.
 LAYERS = {"hubert": 9, "hubert_large": 18, "w2v_bert_2": 17}
-CODECS = ("encodec", "dac")
+CODECS = ("encodec", "encodec_48khz", "dac", "dac_24khz", "dac_44khz", "mimi")
 FAMILIES = (*CODECS, *LAYERS)
 
 
@@ -44,11 +44,36 @@ def make_model(family):
         "encodec": lambda: transformers.EncodecModel(
             transformers.EncodecConfig()
         ),
+        "encodec_48khz": lambda: transformers.EncodecModel(
+            transformers.EncodecConfig(
+                sampling_rate=48000,
+                target_bandwidths=[3.0, 6.0, 12.0, 24.0],
+                audio_channels=2,
+                normalize=True,
+                norm_type="time_group_norm",
+                use_causal_conv=False,
+                chunk_length_s=1.0,
+                overlap=0.01,
+            )
+        ),
         "dac": lambda: transformers.DacModel(
             transformers.DacConfig(
                 downsampling_ratios=[2, 4, 5, 8], n_codebooks=12
             )
         ),
+        "dac_24khz": lambda: transformers.DacModel(
+            transformers.DacConfig(
+                downsampling_ratios=[2, 4, 5, 8],
+                n_codebooks=32,
+                sampling_rate=24000,
+            )
+        ),
+        "dac_44khz": lambda: transformers.DacModel(
+            transformers.DacConfig(
+                downsampling_ratios=[2, 4, 8, 8], sampling_rate=44100
+            )
+        ),
+        "mimi": lambda: transformers.MimiModel(transformers.MimiConfig()),
         "hubert": lambda: transformers.HubertModel(transformers.HubertConfig()),
         "hubert_large": lambda: transformers.HubertModel(
             transformers.HubertConfig(**large)
@@ -58,13 +83,23 @@ def make_model(family):
         ),
     }
     torch.manual_seed(0)
-    model = makers[family]()
+    return randomized(makers[family]())
+
+
+def randomized(model):
+    """With what it saves random, no buffer that is computed anew."""
+    import torch
+
     with torch.no_grad():
-        for name, x in [*model.named_parameters(), *model.named_buffers()]:
-            if x.is_floating_point() and x.ndim <= 2 and "inited" not in name:
+        for name, x in model.state_dict().items():
+            if not x.is_floating_point() or name.endswith("ited"):
+                continue  # codebooks that say they are initialized
+            if x.ndim <= 2:
                 x.add_(0.05 * torch.randn_like(x))
-            if "codebook" in name and "inited" not in name:
+            if "codebook" in name:
                 x.copy_(torch.randn_like(x))
+            if name.endswith("cluster_usage"):
+                x.abs_().add_(0.5)
     return model.eval()
 
 
@@ -79,27 +114,49 @@ def compare_codec(model, folder):
     import keras_audiolm
 
     codec = keras_audiolm.codec_from(folder)
-    audio = noise(int(SECONDS * codec.sample_rate))
+    seconds = SECONDS
+    if codec.window_step > 1:
+        # Theirs do not overlap by whole frames: one window is what is equal.
+        seconds = 1.0
+    audio = noise(int(seconds * codec.sample_rate))
     audio = audio[:, : audio.shape[1] // codec.hop_length * codec.hop_length]
     with torch.no_grad():
-        x = torch.tensor(audio)[:, None]
-        if type(model).__name__ == "EncodecModel":
-            bandwidth = model.config.target_bandwidths[-1]
-            codes = model.quantizer.encode(model.encoder(x), bandwidth)
-            made = model.decoder(model.quantizer.decode(codes))[:, 0]
-            codes = codes.permute(1, 2, 0)
-        else:
-            codes = model.encode(x).audio_codes
-            made = model.decode(audio_codes=codes).audio_values
-            codes = codes.permute(0, 2, 1)
-    codes, made = codes.numpy(), made.numpy()
+        codes, made = their_codec(model, torch.tensor(audio)[:, None])
     ours = codec.encode(audio)
-    again = codec.decode(codes)[:, : made.shape[1]]
+    given = codes
+    if codec.window_step > 1:
+        # Before theirs stands loudness, and that of the last code is 1.
+        ours = ours[..., 1:]
+        given = np.pad(
+            codes,
+            [(0, 0), (0, 0), (1, 0)],
+            constant_values=codec.codebook_size - 1,
+        )
+    again = codec.decode(given)[:, : made.shape[1]]
     return codec, {
         "codes equal": float((ours == codes).mean()),
         "audio": float(np.abs(again - made).max()),
         "scale": float(np.abs(made).max()),
     }
+
+
+def their_codec(model, x):
+    """Codes `(batch, frames, levels)` and audio `(batch, samples)` that a
+    model of `transformers` makes of a tensor `(batch, 1, samples)`."""
+    if type(model).__name__ == "EncodecModel":
+        x = x.repeat(1, model.config.audio_channels, 1)
+        if model.config.normalize:
+            x = x / (x.pow(2).mean().sqrt() + 1e-8)
+        bandwidth = model.config.target_bandwidths[-1]
+        codes = model.quantizer.encode(model.encoder(x), bandwidth)
+        made = model.decoder(model.quantizer.decode(codes)).mean(axis=1)
+        codes = codes.permute(1, 2, 0)
+    else:
+        codes = model.encode(x).audio_codes
+        made = model.decode(audio_codes=codes).audio_values
+        made = made.reshape(len(made), -1)
+        codes = codes.permute(0, 2, 1)
+    return codes.numpy(), made.numpy()
 
 
 def compare_encoder(model, folder, layer):
@@ -169,9 +226,10 @@ def measure(family):
         model.save_pretrained(folder)
         if family in CODECS:
             _, result = compare_codec(model, folder)
+            layers = 0
         else:
             _, result = compare_encoder(model, folder, LAYERS[family])
-        layers = model.config.to_dict().get("num_hidden_layers", 0)
+            layers = model.config.num_hidden_layers
         del model
         count, memory = highest_memory(folder, layers)
     return {"parameters": count, **result, "memory": memory}

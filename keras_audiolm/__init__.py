@@ -33,6 +33,7 @@ _PUBLIC = {
     "TokenLayout": "language_model.layout",
     "W2vBert": "semantic.w2v_bert",
     "W2vBert2": "semantic.w2v_bert_2",
+    "WindowedEnCodec": "codec.windowed_encodec",
     "codec_from": "convert.sources",
     "load_audio": "data.audio",
     "save_audio": "data.audio",

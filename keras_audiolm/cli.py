@@ -451,9 +451,9 @@ def _add_convert(commands):
         "convert",
         run_convert,
         [_running_options()],
-        "Make a preset of somebody's public checkpoint: a codec (EnCodec of "
-        "24 kHz, DAC, Mimi, Lyra v2), or with --layer an encoder (HuBERT, "
-        "w2v-BERT 2.0) as a semantic tokenizer.",
+        "Make a preset of somebody's public checkpoint: a codec (EnCodec, DAC, "
+        "Mimi, Lyra v2), or with --layer an encoder (HuBERT, w2v-BERT 2.0) as "
+        "a semantic tokenizer.",
     )
     parser.add_argument(
         "source",
@@ -470,8 +470,8 @@ def _add_convert(commands):
     parser.add_argument(
         "--padding",
         choices=("reflect", "zeros"),
-        help="EnCodec: what stands before the first sample; only with zeros "
-        "can it stream (default: the checkpoint's)",
+        help="EnCodec of 24 kHz: what stands before the first sample; only "
+        "with zeros can it stream (default: the checkpoint's)",
     )
     parser.add_argument(
         "--levels", type=positive_count, help="Lyra: how many of its 46 levels"

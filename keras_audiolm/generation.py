@@ -463,4 +463,5 @@ class Player:
         stop = max(stop, played)
         audio = self.codec.decode(codes)[:, played * hop : stop * hop]
         start = max(stop - second, 0)
+        start -= start % self.codec.window_step
         return audio, (codes[:, start:], stop - start)

@@ -1,6 +1,7 @@
 """AudioLMPipeline: five models behind one object."""
 
 import functools
+import itertools
 import math
 from collections import namedtuple
 from fractions import Fraction
@@ -21,8 +22,10 @@ TOKENIZE_DURATION = 30.0
 CODEC_CONTEXT = 3.0
 # A prompt's tokens, all of which the stages read, must fit into memory.
 MAX_PROMPT_DURATION = 600.0
-# Seconds between frames of both kinds that begin together, at most.
+# Seconds between frames of both kinds that begin together: where they would be
+# more, the semantic hop is changed by up to so great a part of it.
 LONGEST_UNIT = 2.0
+HOP_TOLERANCE = 0.001
 
 
 class AudioLMPipeline:
@@ -179,7 +182,7 @@ class AudioLMPipeline:
             self._parts = before
             raise
         self._trained -= {name, *presets.DEPENDENTS.get(name, ())}
-        self.__dict__.pop("unit_samples", None)
+        self.__dict__.pop("unit", None)
 
     @property
     def codec(self):
@@ -220,43 +223,38 @@ class AudioLMPipeline:
         return self.codec.sample_rate
 
     @functools.cached_property
-    def unit_samples(self):
-        """Samples of the shortest stretch of whole frames of both kinds.
+    def unit(self):
+        """Semantic and acoustic frames of the shortest stretch of whole ones.
 
-        Raises:
-            ValueError: if it is longer than `LONGEST_UNIT`.
+        Where the two rates only meet after more than `LONGEST_UNIT` seconds,
+        they are taken to meet at the first place where they are at most
+        `HOP_TOLERANCE` apart. A DAC of 44.1 kHz and 25 semantic tokens a
+        second: 9 and 31 frames, 0.36 s, 0.03 % apart.
         """
-        hop, other = self.codec.hop_length, self.semantic_hop
-        samples = math.lcm(hop * other.denominator, other.numerator)
-        samples //= other.denominator
-        if samples > LONGEST_UNIT * self.sample_rate:
-            raise ValueError(
-                f"Frames of the codec ({hop} samples at {self.sample_rate} Hz) "
-                "and of the semantic tokenizer "
-                f"({self.semantic_tokenizer.hop_length} at "
-                f"{self.semantic_tokenizer.sample_rate} Hz) never begin "
-                f"together within {LONGEST_UNIT:g} seconds. Take a codec of "
-                "another rate."
-            )
-        return samples
+        codec, tokenizer = self.codec, self.semantic_tokenizer
+        rates = Fraction(codec.sample_rate, tokenizer.sample_rate)
+        # How many acoustic frames a semantic one lasts.
+        ratio = tokenizer.hop_length * rates / codec.hop_length
+        samples = ratio.numerator * codec.hop_length
+        if samples > LONGEST_UNIT * codec.sample_rate:
+            return nearest_ratio(ratio)
+        return ratio.denominator, ratio.numerator
+
+    @property
+    def unit_samples(self):
+        """Samples of `unit`."""
+        return self.unit[1] * self.codec.hop_length
 
     @property
     def semantic_hop(self):
         """A semantic frame in samples at `sample_rate`, a `Fraction`.
 
-        The tokenizer may work at a rate of its own.
+        The tokenizer may work at a rate of its own: it hears the audio
+        resampled so that its hop is exactly so long. Where `unit` is not
+        exact, that changes speed and pitch by less than 0.1 %, and both kinds
+        of tokens stay together however long the audio is.
         """
-        tokenizer = self.semantic_tokenizer
-        rates = Fraction(self.sample_rate, tokenizer.sample_rate)
-        return tokenizer.hop_length * rates
-
-    @property
-    def unit(self):
-        """The semantic and the acoustic frames of `unit_samples`."""
-        return (
-            int(self.unit_samples / self.semantic_hop),
-            self.unit_samples // self.codec.hop_length,
-        )
+        return Fraction(self.unit_samples, self.unit[0])
 
     def _require(self, names, purpose):
         missing = [n for n in names if n not in self._trained]
@@ -419,32 +417,51 @@ class AudioLMPipeline:
         return Tokens(semantic, acoustic)
 
     def _tokenize_padded(self, audio, lengths):
-        semantic = self._semantic_tokens(audio, lengths)
-        window = int(TOKENIZE_DURATION * self.sample_rate)
-        window -= window % self.unit_samples
-        context = int(CODEC_CONTEXT * self.sample_rate)
-        context -= context % self.unit_samples
-        acoustic = []
-        for start in range(0, audio.shape[1], window):
-            first = max(0, start - context)
-            codes = self.codec.encode(audio[:, first : start + window])
-            acoustic.append(
-                codes[:, (start - first) // self.codec.hop_length :]
-            )
-        return semantic, np.concatenate(acoustic, axis=1)
+        return (
+            self._semantic_tokens(audio, lengths),
+            self._acoustic_tokens(audio, lengths),
+        )
 
     def _semantic_tokens(self, audio, lengths):
-        """`(batch, frames)` of audio `(batch, samples)`, at whatever rate the
-        tokenizer has."""
-        there, here = self.semantic_tokenizer.sample_rate, self.sample_rate
-        if there != here:
-            samples = -(-audio.shape[1] * there // here)
+        """`(batch, frames)` of audio `(batch, samples)`; see `semantic_hop`."""
+        tokenizer = self.semantic_tokenizer
+        # Samples that the tokenizer hears for each of the audio.
+        speed = tokenizer.hop_length / self.semantic_hop
+        if speed != 1:
+            here, there = speed.denominator, speed.numerator
+            samples = math.ceil(audio.shape[1] * speed)
             audio = np.stack(
                 [soxr.resample(row, here, there) for row in audio]
             )[:, :samples]
             audio = np.pad(audio, [(0, 0), (0, samples - audio.shape[1])])
-            lengths = [-(-length * there // here) for length in lengths]
-        return self.semantic_tokenizer.encode(audio, lengths=lengths)
+            lengths = [math.ceil(length * speed) for length in lengths]
+        return tokenizer.encode(audio, lengths=lengths)
+
+    def _acoustic_tokens(self, audio, lengths):
+        """`(batch, frames, levels)` of audio `(batch, samples)`."""
+        codec = self.codec
+        if codec.window_step > 1:
+            # It takes its own windows, and what follows a recording would
+            # count in the last of them.
+            rows = [
+                codec.encode(row[None, :length])[0]
+                for row, length in zip(audio, lengths, strict=True)
+            ]
+            most = max(map(len, rows))
+            return np.stack(
+                [np.pad(r, [(0, most - len(r)), (0, 0)]) for r in rows]
+            )
+        window, context = (
+            int(seconds * self.sample_rate) // codec.hop_length
+            for seconds in (TOKENIZE_DURATION, CODEC_CONTEXT)
+        )  # frames
+        parts = []
+        for start in range(0, codec.num_frames(audio.shape[1]), window):
+            first = max(0, start - context)
+            stop = (start + window) * codec.hop_length
+            codes = codec.encode(audio[:, first * codec.hop_length : stop])
+            parts.append(codes[:, start - first :])
+        return np.concatenate(parts, axis=1)
 
     def tokenize_many(self, clips, batch_size=16):
         """Tokens of clips of different lengths, near lengths batched.
@@ -904,6 +921,15 @@ class AudioLMPipeline:
                 "Train a coarse_lm with "
                 "TokenLayout.coarse(..., deduplicated=True)."
             )
+
+
+def nearest_ratio(ratio):
+    """The fewest frames, as `unit`, whose ratio is within `HOP_TOLERANCE` of
+    a `Fraction`."""
+    for semantic in itertools.count(1):
+        acoustic = round(semantic * ratio)
+        if abs(acoustic / (semantic * ratio) - 1) <= HOP_TOLERANCE:
+            return semantic, acoustic
 
 
 def room_for(batch_size, duration, sample_rate):

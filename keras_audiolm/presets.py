@@ -53,7 +53,7 @@ DEPENDENTS = {
 }
 # What each part may be. Nothing else is ever built from a preset.
 PART_CLASSES = {
-    "codec": ("SoundStream", "EnCodec", "DAC", "Mimi"),
+    "codec": ("SoundStream", "EnCodec", "WindowedEnCodec", "DAC", "Mimi"),
     "semantic_tokenizer": ("SemanticTokenizer",),
     "semantic_lm": ("StageLM",),
     "coarse_lm": ("StageLM",),
@@ -68,6 +68,7 @@ KERAS_CLASSES = {"DTypePolicy"}
 MODULES = {
     "SoundStream": ("keras_audiolm.codec.soundstream",),
     "EnCodec": ("keras_audiolm.codec.encodec",),
+    "WindowedEnCodec": ("keras_audiolm.codec.windowed_encodec",),
     "DAC": ("keras_audiolm.codec.dac",),
     "Mimi": ("keras_audiolm.codec.mimi",),
     "SemanticTokenizer": (

@@ -236,8 +236,10 @@ def fit_codec(pipeline, plan):
 def codec_trainer(pipeline, plan):
     """The trainer that `compile` was given, or one that suits the codec."""
     from keras_audiolm.codec.losses import PerceptualLoss
-    from keras_audiolm.codec.soundstream import SoundStream
-    from keras_audiolm.codec.training import SoundStreamTrainer
+    from keras_audiolm.codec.training import (
+        SoundStreamTrainer,
+        check_trainable,
+    )
 
     codec = pipeline.codec
     given = pipeline.optimizer("codec")
@@ -249,12 +251,7 @@ def codec_trainer(pipeline, plan):
                 "SoundStreamTrainer(pipeline.codec)"
             )
         return given
-    if not isinstance(codec, SoundStream):
-        raise ValueError(
-            f"A {type(codec).__name__} is not trained here: it comes with "
-            "weights. Train the other parts: "
-            'pipeline.fit(..., parts=["semantic_lm", "coarse_lm", "fine_lm"])'
-        )
+    check_trainable(codec)
     if codec.transform:
         trainer = SoundStreamTrainer(
             codec,

@@ -414,6 +414,7 @@ class LookingCodec:
     it, and no others."""
 
     hop_length, sample_rate, can_stream = 2, 4, False
+    window_step = 1
 
     def decode(self, codes):
         x = codes[..., 0].astype("float64")

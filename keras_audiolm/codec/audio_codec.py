@@ -25,12 +25,16 @@ class AudioCodec(PresetPart, keras.Model):
         denoising: `None`, or the side that can be switched to leave noise out.
         delay: int. Samples by which `decode_step` comes after what `decode`
             gives.
+        window_step: int. Of a codec that takes audio in windows of its own,
+            up to a second long, the frames from one to the next: codes from
+            there on are decoded alike with and without those before.
     """
 
     part = "codec"
     causal = True
     denoising = None
     delay = 0
+    window_step = 1
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -149,8 +153,11 @@ class AudioCodec(PresetPart, keras.Model):
         switch = self._switch("encoder", denoise, len(audio), frames, padded)
         samples = padded * self.hop_length
         audio = np.pad(audio, [(0, 0), (0, samples - audio.shape[1])])
-        codes = self._encode(audio, *switch, levels=levels)
+        codes = self._encode_whole(audio, *switch, levels=levels)
         return ops.convert_to_numpy(codes)[:, :frames]
+
+    def _encode_whole(self, audio, *switch, levels):
+        return self._encode(audio, *switch, levels=levels)
 
     def _padded(self, frames):
         """How many frames are computed.
@@ -202,8 +209,11 @@ class AudioCodec(PresetPart, keras.Model):
         codes = np.pad(
             codes, [(0, 0), (0, padded - frames), (0, 0)], constant_values=-1
         )
-        audio = ops.convert_to_numpy(self._decode(codes, *switch))
+        audio = ops.convert_to_numpy(self._decode_whole(codes, *switch))
         return audio[:, : num_samples or there]
+
+    def _decode_whole(self, codes, *switch):
+        return self._decode(codes, *switch)
 
     def _decode_codes(self, codes, switch=None):
         return self.render(self._lookup(codes), switch)

@@ -52,6 +52,8 @@ class EnCodec(AudioCodec):
      - [Défossez et al., 2022](https://arxiv.org/abs/2210.13438), section 3
     """
 
+    audio_channels = 1
+
     def __init__(
         self,
         sample_rate=24000,
@@ -94,6 +96,9 @@ class EnCodec(AudioCodec):
             filters, kernel_size, padding=self.padding, **kwargs
         )
 
+    def _transposed_conv(self, filters, stride):
+        return CausalConv1DTranspose(filters, 2 * stride, strides=stride)
+
     def _unit(self, filters):
         return ShortcutUnit(filters, self.residual_kernel_size, self.padding)
 
@@ -115,10 +120,11 @@ class EnCodec(AudioCodec):
             width //= 2
             layers += [
                 keras.layers.ELU(),
-                CausalConv1DTranspose(width, 2 * stride, strides=stride),
+                self._transposed_conv(width, stride),
                 self._unit(width),
             ]
-        return [*layers, keras.layers.ELU(), self._conv(1, self.kernel_size)]
+        last = self._conv(self.audio_channels, self.kernel_size)
+        return [*layers, keras.layers.ELU(), last]
 
     @property
     def can_stream(self):
@@ -165,6 +171,8 @@ class ShortcutUnit(keras.layers.Layer):
         x: `(batch, time, filters)`.
     """
 
+    conv = CausalConv1D
+
     def __init__(
         self,
         filters,
@@ -178,12 +186,12 @@ class ShortcutUnit(keras.layers.Layer):
         self.kernel_size = kernel_size
         self.padding = padding
         self.use_shortcut = use_shortcut
-        self.wide = CausalConv1D(
+        self.wide = self.conv(
             filters // 2, kernel_size, padding=padding, name="wide"
         )
-        self.narrow = CausalConv1D(filters, 1, name="narrow")
+        self.narrow = self.conv(filters, 1, name="narrow")
         if use_shortcut:
-            self.shortcut = CausalConv1D(filters, 1, name="shortcut")
+            self.shortcut = self.conv(filters, 1, name="shortcut")
 
     def build(self, input_shape):
         self.wide.build(input_shape)

@@ -6,6 +6,7 @@ from keras import ops
 from keras_audiolm.codec import losses
 from keras_audiolm.codec.discriminators import Discriminators
 from keras_audiolm.codec.losses import MelSpectralLoss
+from keras_audiolm.codec.soundstream import SoundStream
 
 
 @keras.saving.register_keras_serializable(package="keras_audiolm")
@@ -33,6 +34,9 @@ class SoundStreamTrainer(keras.Model):
             stretch of so many samples of each batch instead of all: at the
             paper's size they cost ten times the codec.
         seed: int. Of those stretches.
+
+    Raises:
+        ValueError: on another codec than a `SoundStream`.
 
     Call arguments:
         audio: `(batch, samples)`, or to learn to denoise, a dictionary of
@@ -67,6 +71,7 @@ class SoundStreamTrainer(keras.Model):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        check_trainable(codec)
         if discriminators == "paper":
             discriminators = Discriminators(name="discriminators")
         self.codec = codec
@@ -211,6 +216,17 @@ class SoundStreamTrainer(keras.Model):
         for name in ("codec", "discriminators", "reconstruction_loss"):
             config[name] = keras.saving.deserialize_keras_object(config[name])
         return cls(**config)
+
+
+def check_trainable(codec):
+    """Raises `ValueError` for a codec that comes with weights alone."""
+    if not isinstance(codec, SoundStream):
+        raise ValueError(
+            "Only a SoundStream is trained here, and others come with their "
+            f"weights. Received: {type(codec).__name__}. In a pipeline, "
+            'AudioLMPipeline(parts, trained=["codec"]), train the other parts: '
+            'fit(..., parts=["semantic_lm", "coarse_lm", "fine_lm"])'
+        )
 
 
 def audio_batches(data):

@@ -69,6 +69,7 @@ class Checkpoint:
 
     def _read_safe(self, name):
         try:
+            import ml_dtypes  # noqa: F401 tells NumPy of bfloat16
             import safetensors
         except ImportError as error:
             raise ImportError(

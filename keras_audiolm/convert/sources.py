@@ -25,17 +25,19 @@ CODECS_BY_FILE = {
 def codec_from(source, **options):
     """The codec of a public checkpoint, exactly, as a model of this package.
 
-    Families are EnCodec of 24 kHz (`hf://facebook/encodec_24khz`), DAC
-    (`hf://descript/dac_16khz`) and Mimi (`hf://kyutai/mimi`), in the layout of
-    `transformers`, and Lyra v2 (a folder with its three `.tflite` files).
-    Nothing in a checkpoint is executed.
+    Families are EnCodec (`hf://facebook/encodec_24khz` and
+    `encodec_48khz`), DAC (`hf://descript/dac_16khz` and others) and Mimi
+    (`hf://kyutai/mimi`), in the layout of `transformers`, and Lyra v2 (a
+    folder with its three `.tflite` files). Nothing in a checkpoint is
+    executed.
 
     Args:
         source: a folder, `hf://owner/name`, or
             `kaggle://owner/model/framework/variation`. What is in their caches
             is not asked for again.
-        **options: of the family. EnCodec: `padding="zeros"` for a codec that
-            can stream. Lyra: `levels` and `group`, as of `convert.lyra`.
+        **options: of the family. EnCodec of 24 kHz: `padding="zeros"` for a
+            codec that can stream. Lyra: `levels` and `group`, as of
+            `convert.lyra`.
 
     Returns:
         An `AudioCodec`; `save_to_preset` keeps it.

@@ -38,7 +38,7 @@ class CausalConv1D(keras.layers.Layer):
             Defaults to `1`.
         kernel_initializer: Defaults to `GlorotUniform`.
         padding: `"zeros"`, or `"reflect"` for layers of others who mirror
-            what is to come into the past of `call` (not of `step`).
+            what is there into what `call` (not `step`) lacks beside it.
 
     Call arguments:
         x: `(batch, time, channels)`.
@@ -104,14 +104,19 @@ class CausalConv1D(keras.layers.Layer):
         )
 
     def call(self, x):
+        return self._convolve(self._padded(x, self.past, 0))
+
+    def _padded(self, x, before, after):
+        """`x` between so many steps of what `padding` says."""
+        sides = [[0, 0], [before, after], [0, 0]]
         if self.padding == "zeros":
-            return self._convolve(ops.pad(x, [[0, 0], [self.past, 0], [0, 0]]))
+            return ops.pad(x, sides)
         time = x.shape[1]
         # Of what is too short to be mirrored, silence after it is.
-        missing = max(self.past + 1 - time, 0)
+        missing = max(before + 1 - time, after + 1 - time, 0)
         x = ops.pad(x, [[0, 0], [0, missing], [0, 0]])
-        x = ops.pad(x, [[0, 0], [self.past, 0], [0, 0]], mode="reflect")
-        return self._convolve(x[:, : self.past + time])
+        x = ops.pad(x, sides, mode="reflect")
+        return x[:, : before + time + after]
 
     def init_state(self, batch_size):
         """The past of a signal that is about to begin: zeros."""

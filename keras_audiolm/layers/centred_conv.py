@@ -1,17 +1,16 @@
 """Convolutions in time that see as much of what comes as of the past."""
 
 import keras
-from keras import ops
 
 from keras_audiolm.layers.causal_conv import CausalConv1D, CausalConv1DTranspose
 
 
 @keras.saving.register_keras_serializable(package="keras_audiolm")
 class CentredConv1D(CausalConv1D):
-    """A convolution between zeros on both sides.
+    """A convolution that is padded on both sides.
 
     Output frame `i` stands in the middle of hop `i` and its neighbours. Of an
-    odd number of zeros the past gets one more.
+    odd number of steps the past gets one more.
 
     Args:
         Those of `CausalConv1D`.
@@ -24,8 +23,8 @@ class CentredConv1D(CausalConv1D):
     """
 
     def call(self, x):
-        sides = [(self.past + 1) // 2, self.past // 2]
-        return self._convolve(ops.pad(x, [[0, 0], sides, [0, 0]]))
+        after = self.past // 2
+        return self._convolve(self._padded(x, self.past - after, after))
 
 
 @keras.saving.register_keras_serializable(package="keras_audiolm")

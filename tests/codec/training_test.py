@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from keras_audiolm import DAC, EnCodec, Mimi, WindowedEnCodec
 from keras_audiolm.codec.discriminators import Discriminators
 from keras_audiolm.codec.losses import MelSpectralLoss
 from keras_audiolm.codec.soundstream import SoundStream
@@ -248,6 +249,13 @@ def test_defaults_are_the_papers():
     weights = trainer.adversarial_weight, trainer.feature_weight
     assert weights == (1.0, 100.0)
     assert trainer.reconstruction_weight == 1.0
+
+
+@pytest.mark.parametrize("codec", [DAC, EnCodec, Mimi, WindowedEnCodec])
+def test_codecs_that_come_with_weights_are_refused(codec):
+    message = f"Only a SoundStream.*Received: {codec.__name__}"
+    with pytest.raises(ValueError, match=message):
+        SoundStreamTrainer(codec(), discriminators=None)
 
 
 # === The switch ===

@@ -3,6 +3,7 @@
 import json
 import pickle
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -10,6 +11,7 @@ import keras_audiolm
 from keras_audiolm import cli
 from keras_audiolm.convert.checkpoint import INDEX, PICKLED, SAFE
 from keras_audiolm.convert.sources import codec_from
+from tests.codec.soundstream_test import to_numpy
 
 pytest.importorskip("safetensors")
 
@@ -122,6 +124,16 @@ def test_parts_of_a_checkpoint_are_joined(folder):
     np.testing.assert_array_equal(codec_from(folder).encode(AUDIO), expected)
 
 
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
+def test_half_precision_is_read_as_it_is(tmp_path, dtype):
+    half = {k: v.astype(dtype) for k, v in tensors().items()}
+    whole = {k: v.astype("float32") for k, v in half.items()}
+    codec = codec_from(write(tmp_path / "half", half))
+    expected = codec_from(write(tmp_path / "whole", whole))
+    for there, here in zip(expected.weights, codec.weights, strict=True):
+        np.testing.assert_array_equal(to_numpy(here), to_numpy(there))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -144,8 +156,22 @@ def test_other_tensors_are_named(tmp_path, change, message):
 
 
 def test_other_configurations_are_named(tmp_path):
-    with pytest.raises(ValueError, match="norm_type='time_group_norm'"):
-        codec_from(write(tmp_path / "a", norm_type="time_group_norm"))
+    with pytest.raises(ValueError, match="24 kHz.*audio_channels=1 alone.*=2"):
+        codec_from(write(tmp_path / "a", audio_channels=2))
+    windowed = dict(
+        norm_type="time_group_norm",
+        normalize=True,
+        audio_channels=2,
+        use_causal_conv=False,
+        chunk_length_s=1.0,
+        overlap=0.01,
+    )
+    with pytest.raises(ValueError, match="48 kHz.*chunk_length_s=1.0.*=2.0"):
+        write(tmp_path / "a", **{**windowed, "chunk_length_s": 2.0})
+        codec_from(tmp_path / "a")
+    with pytest.raises(ValueError, match="`padding` is of EnCodec of 24 kHz"):
+        write(tmp_path / "a", **windowed)
+        codec_from(tmp_path / "a", padding="zeros")
     with pytest.raises(ValueError, match="'wav2vec2', which is no codec"):
         codec_from(write(tmp_path / "b", model_type="wav2vec2"))
     folder = write(tmp_path / "d")
