@@ -1,0 +1,1 @@
+"""The sub-commands of keras-audiolm, one file each."""
