@@ -145,8 +145,9 @@ def run_evaluate(args):
     from keras_audiolm.evaluation import preset
     from keras_audiolm.evaluation.corpus import Corpus
     from keras_audiolm.evaluation.report import markdown
+    from keras_audiolm.evaluation.sections import Settings
 
-    settings = preset.Settings(
+    settings = Settings(
         **{
             name: getattr(args, name)
             for name in (

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from keras_audiolm import cli
-from keras_audiolm.evaluation import SECTIONS, labels, preset
+from keras_audiolm.evaluation import SECTIONS, labels, preset, sections
 from keras_audiolm.evaluation.corpus import Corpus
 from keras_audiolm.evaluation.detector import make_detector
 from keras_audiolm.evaluation.stages import (
@@ -82,7 +82,7 @@ def report(tiny, corpus, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(labels, "STEPS", {"speaker": 3, "language": 3})
         patch.setattr(labels, "CHANNELS", (2, 4))
-        patch.setattr(preset, "REFERENCE_CROPS", 8)
+        patch.setattr(sections, "REFERENCE_CROPS", 8)
         code = cli.main(
             ["evaluate", str(tiny), str(corpus), "--report", str(out)]
             + ["--prompt-duration", "1", "--duration", "1", "--seeds", "2"]
@@ -185,7 +185,7 @@ def test_a_corpus_without_labels_or_training_files(pipeline, corpus, tmp_path):
         "tiny",
         "test",
         only=["language", "continuation"],
-        settings=preset.Settings(prompt_duration=1.0, duration=0.5, seeds=1),
+        settings=sections.Settings(prompt_duration=1.0, duration=0.5, seeds=1),
     )
     made = found["continuation"]
     assert made["heard"] == {}
