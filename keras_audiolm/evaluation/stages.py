@@ -64,7 +64,6 @@ def stage_crops(pipeline, name, corpus):
     units = max(round(pipeline.part(name).crop_duration / seconds), 1)
     crops = TokenCrops(
         corpus,
-        pipeline.unit,
         units,
         training.stage_inputs(
             pipeline.part(name).layout,
