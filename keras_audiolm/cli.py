@@ -7,9 +7,11 @@ and a preset is loaded.
 
 import argparse
 import contextlib
+import functools
 import importlib.util
 import os
 import pathlib
+import shlex
 import sys
 import time
 
@@ -73,6 +75,12 @@ def output_file(*suffixes):
         return path
 
     return parse
+
+
+def tokens_path(text):
+    """The path of an `.npz` of one recording, or of a store's folder."""
+    path = pathlib.Path(text)
+    return output_file(".npz")(text) if path.suffix else path
 
 
 def check_name(name, known, what):
@@ -321,7 +329,10 @@ def _add_train(commands, parents):
         "command goes on from the last checkpoint.",
     )
     parser.add_argument(
-        "folder", metavar="FOLDER", help="recordings, in sub-folders or not"
+        "folder",
+        metavar="FOLDER",
+        help="recordings, in sub-folders or not; or, for language models "
+        "alone, the store of tokens that tokenize makes",
     )
     parser.add_argument(
         "--out", required=True, type=pathlib.Path, help="preset to write"
@@ -379,16 +390,50 @@ def _add_tokenize(commands, parents):
         "tokenize",
         run_tokenize,
         parents,
-        "Write the tokens of a recording. OUT holds the arrays semantic "
-        "(frames,) and acoustic (frames, levels).",
+        "Write the tokens of a recording, or of many. Of one, OUT.npz holds "
+        "the arrays semantic (frames,) and acoustic (frames, levels). Of "
+        "many, the folder OUT is a store to train on; after a stop the same "
+        "command goes on.",
     )
-    parser.add_argument("input", metavar="FILE", help="recording to read")
+    parser.add_argument(
+        "input",
+        metavar="IN",
+        help="a recording; or many: a folder, a pattern in quotes, or a "
+        "manifest (.txt of paths, .csv or .tsv with a column path)",
+    )
     parser.add_argument(
         "-o",
         "--output",
+        "--out",
         metavar="OUT",
-        type=output_file(".npz"),
+        type=tokens_path,
         required=True,
+        help="a file .npz for one recording, a folder for many",
+    )
+    parser.add_argument(
+        "--workers",
+        type=positive_count,
+        help="processes on this machine, of Apache Beam (default: this one)",
+    )
+    parser.add_argument(
+        "--runner",
+        help="the Apache Beam runner of many machines: DataflowRunner, "
+        "FlinkRunner, SparkRunner, ...",
+    )
+    parser.add_argument(
+        "--beam-options",
+        metavar="OPTIONS",
+        type=shlex.split,
+        default=[],
+        help="more options of Apache Beam and its runner, in quotes after =",
+    )
+    parser.add_argument(
+        "--trim-silence",
+        action="store_true",
+        help="cut off what is silent at both ends of each recording",
+    )
+    parser.add_argument(
+        "--licence", help="of the recordings, to be noted in the store"
     )
 
 
@@ -724,6 +769,13 @@ def run_resynthesize(args):
 
 
 def run_tokenize(args):
+    if args.output.suffix:
+        tokenize_one(args)
+    else:
+        tokenize_many(args)
+
+
+def tokenize_one(args):
     import numpy as np
 
     pipeline, audio = read_recording(args, args.input)
@@ -742,16 +794,64 @@ def run_tokenize(args):
     report(args.output, what, seconds, elapsed)
 
 
+def tokenize_many(args):
+    from keras_audiolm.data.manifest import find_recordings
+
+    files = find_recordings(args.input)
+    start = time.perf_counter()
+    settings = {"trim_silence": args.trim_silence, "licence": args.licence}
+    if args.runner or args.workers:
+        corpus = tokenize_on_beam(args, files, settings)
+    else:
+        from keras_audiolm import training
+
+        pipeline = load("AudioLMPipeline", args)
+        corpus = training.tokenize_corpus(
+            files,
+            args.output,
+            pipeline.tokenize_many,
+            training.token_metadata(pipeline, **settings),
+        )
+    counts = corpus.metadata["counts"]
+    print(
+        f"{args.output}: {counts['recordings']} recordings, "
+        f"{counts['hours']:.2f} h, and {counts['skipped']} skipped (see "
+        f"skipped.csv), in {time.perf_counter() - start:.1f} s. Train on it: "
+        f"keras-audiolm train {args.output} --parts "
+        "semantic_lm,coarse_lm,fine_lm --out my_preset"
+    )
+
+
+def tokenize_on_beam(args, files, settings):
+    """Tokenizes on Apache Beam, each worker with a preset of its own."""
+    if "://" not in args.preset:
+        find_preset(args.preset)  # before what takes long
+    choose_backend(args)
+    from keras_audiolm.data import beam
+
+    if args.runner:
+        options = [f"--runner={args.runner}"]
+    else:
+        options = beam.direct_options(args.workers)
+    return beam.tokenize_files(
+        files,
+        args.output,
+        functools.partial(beam.load_preset, args.preset, **settings),
+        options + args.beam_options,
+    )
+
+
 def run_train(args):
     from keras_audiolm.data.audio import find_audio_files
+    from keras_audiolm.data.store import is_store
 
-    files = find_audio_files(args.folder)
-    if args.validation:
-        find_audio_files(args.validation)
+    for folder in filter(None, (args.folder, args.validation)):
+        if not is_store(folder):
+            find_audio_files(folder)
     check_target(args.out)
     checkpoint_dir = args.checkpoint_dir or f"{args.out}-checkpoints"
     pipeline = load("AudioLMPipeline", args, load_weights=not args.from_scratch)
-    say(f"Training on {len(files)} files; checkpoints in {checkpoint_dir} ...")
+    say(f"Training on {args.folder}; checkpoints in {checkpoint_dir} ...")
     start = time.perf_counter()
     try:
         pipeline.fit(
@@ -850,8 +950,6 @@ def run_convert(args):
 
 
 def run_evaluate(args):
-    import shlex
-
     if args.report.exists() and not args.report.is_dir():
         raise ValueError(f"{args.report} is a file: give a folder to write.")
     if not args.data.is_dir():
@@ -1048,7 +1146,7 @@ def main(argv=None):
     args.argv = sys.argv[1:] if argv is None else argv
     debug = args.debug or os.environ.get("KERAS_AUDIOLM_DEBUG")
     try:
-        if "output" in args:
+        if "output" in args and args.output.suffix:
             check_output(args.output)
         args.run(args)
     except (KeyboardInterrupt, Stopped) as error:

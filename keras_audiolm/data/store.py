@@ -150,6 +150,8 @@ class StorePlan:
     def finish(self):
         """Writes what is known when all shards are there."""
         if "counts" not in read_metadata(self.folder):
+            for left in self.folder.glob(".shard-*"):  # by killed workers
+                left.unlink(missing_ok=True)
             finish_store(self.folder)
 
 
