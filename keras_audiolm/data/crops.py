@@ -274,7 +274,11 @@ class AudioCrops(keras.utils.PyDataset):
             raise IndexError(
                 f"Batch {index} of {self.steps_per_epoch} was asked for."
             )
-        epoch = 0 if self.same_every_epoch else self.epoch
+        return self.batch(self.epoch, index)
+
+    def batch(self, epoch, index):
+        """The batch of an epoch at a place, whatever came before."""
+        epoch = 0 if self.same_every_epoch else epoch
         rng = np.random.default_rng((self.seed, epoch, index))
         # (batch, samples)
         return np.stack([self._crop(rng) for _ in range(self.batch_size)])
