@@ -19,8 +19,8 @@ AUDIO_SUFFIXES = (
 )
 # Below this peak (-80 dBFS) audio counts as silent.
 SILENCE = 1e-4
-# Audio this far below a recording's loud places counts as a pause, and what is
-# kept of one at both ends of what is trimmed.
+# Audio this far below a recording's loudest place counts as a pause; so much of
+# one is kept at both ends.
 PAUSE_DB = -40.0
 PAUSE_SECONDS = 0.2
 # Floats beyond this are integers that nobody scaled to [-1, 1], not a mix that
@@ -159,8 +159,8 @@ def load_audible(path, sample_rate, min_duration=0.0):
 def trim_silence(audio, sample_rate, min_duration=0.0):
     """Cuts off the pauses before and after what can be heard.
 
-    Voice is where 20 ms have more energy than 40 dB below the loudest tenth
-    of the recording; 0.2 seconds around it are kept.
+    Heard is what stands less than 40 dB below the loudest 20 ms; 0.2 seconds
+    around it are kept.
 
     Args:
         audio: `(samples,)` float array with sound in it.
@@ -175,11 +175,10 @@ def trim_silence(audio, sample_rate, min_duration=0.0):
     starts = np.arange(0, len(audio), hop)
     power = np.add.reduceat(np.square(audio, dtype="float32"), starts)
     power /= np.diff(starts, append=len(audio))
-    loud = power >= np.quantile(power, 0.9) * 10 ** (PAUSE_DB / 10)
-    voiced = np.flatnonzero(loud & (power > 0))
+    heard = np.flatnonzero(power >= power.max() * 10 ** (PAUSE_DB / 10))
     margin = int(PAUSE_SECONDS * sample_rate)
-    start = max(voiced[0] * hop - margin, 0)
-    end = min((voiced[-1] + 1) * hop + margin, len(audio))
+    start = max(heard[0] * hop - margin, 0)
+    end = min((heard[-1] + 1) * hop + margin, len(audio))
     end = max(end, min(start + round(min_duration * sample_rate), len(audio)))
     start = min(start, max(end - round(min_duration * sample_rate), 0))
     return audio[start:end]

@@ -5,6 +5,7 @@ import csv
 import functools
 import pathlib
 import warnings
+from concurrent import futures
 
 import keras
 import numpy as np
@@ -16,8 +17,9 @@ from keras_audiolm.data.audio import (
     trim_silence,
 )
 
-# Audio that is held in memory while a shard is made, and one more file.
-SECONDS_AT_ONCE = 1200.0
+# Audio that is tokenized at once, and one more file. As much again is read
+# meanwhile.
+SECONDS_AT_ONCE = 600.0
 
 
 def tokenize_corpus(files, folder, tokenize, metadata):
@@ -65,30 +67,45 @@ def write_shard(path, files, tokenize, metadata):
     Returns:
         List of pairs, the path and the reason of each file that was skipped.
     """
-    rate = metadata["sample_rate"]
     with store.ShardWriter(path, metadata) as shard:
-        kept, audio = [], []
-        for file in files:
-            try:
-                clip = load_audible(file, rate, metadata["min_duration"])
-            except AudioFileError as error:
-                shard.skip(file, error.reason)
-                continue
-            if metadata["trim_silence"]:
-                clip = trim_silence(clip, rate, metadata["min_duration"])
-            kept.append(file)
-            audio.append(clip)
-            if sum(map(len, audio)) > SECONDS_AT_ONCE * rate:
-                _add_tokens(shard, kept, tokenize(audio))
-                kept, audio = [], []
-        if audio:
-            _add_tokens(shard, kept, tokenize(audio))
+        for kept, audio in one_ahead(load_groups(files, shard, metadata)):
+            tokens = tokenize(audio)
+            for file, pair in zip(kept, tokens, strict=True):
+                shard.add(file, *pair)
     return shard.skipped
 
 
-def _add_tokens(shard, files, tokens):
-    for file, (semantic, acoustic) in zip(files, tokens, strict=True):
-        shard.add(file, semantic, acoustic)
+def load_groups(files, shard, metadata):
+    """Yields lists of files and their audio, so much of it as is held at
+    once; what is wrong with others is noted in the shard."""
+    rate, shortest = metadata["sample_rate"], metadata["min_duration"]
+    kept, audio, samples = [], [], 0
+    for file in files:
+        try:
+            clip = load_audible(file, rate, shortest)
+        except AudioFileError as error:
+            shard.skip(file, error.reason)
+            continue
+        if metadata["trim_silence"]:
+            clip = trim_silence(clip, rate, shortest)
+        kept.append(file)
+        audio.append(clip)
+        samples += len(clip)
+        if samples > SECONDS_AT_ONCE * rate:
+            yield kept, audio
+            kept, audio, samples = [], [], 0
+    if audio:
+        yield kept, audio
+
+
+def one_ahead(items):
+    """Yields items, and makes the next one in a thread meanwhile."""
+    items = iter(items)
+    with futures.ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item
 
 
 class TokenCorpus:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from keras_audiolm.data import store
+from keras_audiolm.data import store, tokens
 from keras_audiolm.data.tokens import (
     TokenCorpus,
     TokenCrops,
@@ -297,6 +297,14 @@ def test_a_corpus_is_all_files_in_order(files, tmp_path):
 def test_large_files_get_a_shard_of_their_own(files, tmp_path, monkeypatch):
     sizes = [path.stat().st_size for path in files]
     monkeypatch.setattr(store, "BYTES_PER_SHARD", sizes[0] + sizes[1])
+    tokenizer = Tokenizer()
+    assert_holds(tokenize(files, tmp_path / "tokens", tokenizer), range(5))
+    assert tokenizer.seen == [[0, 1], [2], [3], [4]]
+
+
+def test_so_much_audio_is_tokenized_at_once(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "FILES_PER_SHARD", 5)
+    monkeypatch.setattr(tokens, "SECONDS_AT_ONCE", 2.5 * HOP / RATE)
     tokenizer = Tokenizer()
     assert_holds(tokenize(files, tmp_path / "tokens", tokenizer), range(5))
     assert tokenizer.seen == [[0, 1], [2], [3], [4]]
