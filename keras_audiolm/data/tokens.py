@@ -111,7 +111,7 @@ def one_ahead(items):
 class TokenCorpus:
     """The tokens of a corpus, read from a store as they are asked for.
 
-    What is held in memory is 28 bytes a recording, and the names of the
+    What is held in memory is 24 bytes a recording, and the names of the
     voices.
 
     Args:

@@ -156,6 +156,21 @@ def test_a_killed_worker_loses_its_shard_alone(folder):
     assert not any(name.startswith(".") for name in left)
 
 
+def test_the_portable_api_of_other_runners_makes_the_same(folder):
+    """What Flink and Spark are spoken to by, with Beam's own job service."""
+    files = sorted((folder / "audio").rglob("*.wav"))
+    load = Load(folder / "log")
+    options = [
+        "--runner=PortableRunner",
+        "--job_endpoint=embed",
+        "--environment_type=LOOPBACK",
+    ]
+    with pytest.warns(UserWarning, match="gave no tokens"):
+        found = beam.tokenize_files(files, folder / "tokens", load, options)
+    assert len(found) == NUM_FILES - 2
+    np.testing.assert_array_equal(found.semantic[0], codes_of(0, 1))
+
+
 def test_bad_files_are_a_side_output(folder):
     files = sorted((folder / "audio").rglob("*.wav"))
     load = Load(folder / "log")
