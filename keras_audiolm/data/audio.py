@@ -88,7 +88,8 @@ def read_mono(file, frames):
         block = file.read(frames, dtype="float32", always_2d=True)
     except soundfile.SoundFileError as error:
         raise AudioFileError(path, unreadable(error)) from error
-    block = block.mean(axis=1)  # (frames, channels) -> (frames,)
+    # (frames, channels) -> (frames,)
+    block = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
     # NaN and infinity survive the sum, which is faster than np.isfinite.
     if not np.isfinite(block.sum(dtype="float64")):
         raise AudioFileError(path, "contains NaN or infinite samples")

@@ -199,7 +199,7 @@ def test_no_recording_is_long_enough(tiny, corpus, tmp_path, capsys):
 
 
 def test_unigram_losses_are_cross_entropies():
-    known = np.array([[0], [0], [1]])
+    known = [np.array([[0], [0]]), np.array([[1]])]
     # With one added to each of three codes: 3/6, 2/6, 1/6.
     expected = -np.mean(np.log([3 / 6, 1 / 6]))
     found = unigram_losses(known, np.array([[0], [2]]), 3)
