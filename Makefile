@@ -1,5 +1,7 @@
 # make demo   set up .venv with the JAX backend and continue a recording
 # make test   set up .venv with all backends and run the tests
+# make test-scale, make test-tfio   Apache Beam's and tensorflow-io's tests, each
+#             in an environment of its own
 # make lint   ruff
 # make wheel  build dist/*.whl
 
@@ -12,7 +14,8 @@ TEST_ENV = OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=2
 JOBS ?= 2
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: demo test test-jax test-tensorflow test-torch lint wheel clean
+.PHONY: demo test test-jax test-tensorflow test-torch test-scale test-tfio \
+	lint wheel clean
 
 demo: $(VENV)/.installed-jax
 	$(BIN)/python examples/demo.py --install-seconds $$(cat $<)
@@ -28,6 +31,18 @@ test-tensorflow: $(VENV)/.installed-all
 
 test-torch: $(VENV)/.installed-all
 	$(TEST_ENV) KERAS_BACKEND=torch $(PYTEST) -m core
+
+# What cannot stand beside the versions of the others: .venv-scale, .venv-tfio.
+test-scale: VENV = .venv-scale
+test-tfio: VENV = .venv-tfio
+
+test-scale:
+	$(MAKE) VENV=$(VENV) $(VENV)/.installed-scale
+	$(TEST_ENV) KERAS_BACKEND=jax $(PYTEST) tests/scale
+
+test-tfio:
+	$(MAKE) VENV=$(VENV) $(VENV)/.installed-tfio
+	$(TEST_ENV) KERAS_BACKEND=tensorflow $(PYTEST) tests/tfio
 
 lint: $(VENV)/.installed-all
 	$(BIN)/ruff check .
@@ -50,4 +65,4 @@ $(VENV)/.installed-%: requirements/%.txt requirements/constraints.txt \
 	echo $$(($$(date +%s) - start)) > $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) .venv-scale .venv-tfio build dist *.egg-info

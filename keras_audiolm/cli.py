@@ -93,7 +93,7 @@ def main(argv=None):
     args.argv = sys.argv[1:] if argv is None else argv
     debug = args.debug or os.environ.get("KERAS_AUDIOLM_DEBUG")
     try:
-        if "output" in args:
+        if "output" in args and args.output.suffix:
             check_output(args.output)
         args.run(args)
     except (KeyboardInterrupt, Stopped) as error:

@@ -65,6 +65,8 @@ class AudioLMPipeline:
         self._trained = set(trained)
         self._compiled = {}
         self._card = None
+        # What the tokenizers were loaded from, while they are as they were.
+        self.preset = None
 
     # === Presets ===
 
@@ -102,6 +104,7 @@ class AudioLMPipeline:
             )
         if load_weights:
             pipeline._card = presets.read_card(folder)
+            pipeline.preset = str(preset)
         return pipeline
 
     def save_to_preset(self, folder, dtype="float32"):
@@ -182,6 +185,7 @@ class AudioLMPipeline:
             self._parts = before
             raise
         self._trained -= {name, *presets.DEPENDENTS.get(name, ())}
+        self._forget_preset(name)
         self.__dict__.pop("unit", None)
 
     @property
@@ -311,14 +315,16 @@ class AudioLMPipeline:
         was stopped goes on from its last epoch when it is called again.
 
         Args:
-            data: folder of recordings, or a list of files.
+            data: folder of recordings, or a list of files. For the language
+                models alone also a store of tokens, which `keras-audiolm
+                tokenize` makes.
             parts: names of the parts to train. Defaults to the untrained
                 ones but the detector or, where all are trained, to the
                 language models: new tokenizers would make the old tokens
                 mean nothing.
             epochs, steps_per_epoch, batch_size: int, or a dictionary by part.
                 By default an epoch is as much audio as there is.
-            validation_data: folder or list of files, optional.
+            validation_data: as `data`, optional.
             token_dir: folder for tokens. Defaults to a temporary one.
             checkpoint_dir: folder for checkpoints. Defaults to none.
             speed_range: pair of floats, optional, like (0.8, 1.25): speed and
@@ -376,6 +382,11 @@ class AudioLMPipeline:
         """
         self._trained.add(name)
         self._trained -= set(presets.DEPENDENTS.get(name, ()))
+        self._forget_preset(name)
+
+    def _forget_preset(self, changed):
+        if changed in ("codec", "semantic_tokenizer"):
+            self.preset = None
 
     # === Tokens ===
 

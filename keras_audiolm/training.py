@@ -12,7 +12,16 @@ import numpy as np
 
 from keras_audiolm.data.audio import find_audio_files
 from keras_audiolm.data.crops import AudioCrops
-from keras_audiolm.data.tokens import TokenCrops, tokenize_corpus
+from keras_audiolm.data.store import (
+    check_metadata,
+    is_store,
+    make_metadata,
+)
+from keras_audiolm.data.tokens import (
+    TokenCorpus,
+    TokenCrops,
+    tokenize_corpus,
+)
 from keras_audiolm.language_model.layout import (
     PADDING,
     from_start,
@@ -22,6 +31,7 @@ from keras_audiolm.layers.checksum import weights_checksum
 from keras_audiolm.presets import PARTS
 
 LANGUAGE_MODELS = ("semantic_lm", "coarse_lm", "fine_lm", "parallel_decoder")
+TOKEN_MODELS = ("codec", "semantic_tokenizer")
 # Seconds of the crops of the parts that hear audio. The language models know
 # their own.
 CROP_DURATION = {"codec": 1.0, "semantic_tokenizer": 6.0}
@@ -86,9 +96,10 @@ class Plan:
 
 
 def list_files(data):
-    """The audio files of a folder, or a list of files as it is."""
+    """The audio files of a folder, or a list of files as it is; of a store of
+    tokens, its `TokenCorpus`."""
     if isinstance(data, (str, pathlib.Path)):
-        return find_audio_files(data)
+        return TokenCorpus(data) if is_store(data) else find_audio_files(data)
     files = [pathlib.Path(path) for path in data]
     if not files:
         raise ValueError("There are no files to train on: the list is empty.")
@@ -137,6 +148,13 @@ def fit_parts(pipeline, parts, plan):
 
 
 def _fit_part(pipeline, part, plan, corpora, token_dir):
+    for files in (plan.files, plan.validation_files):
+        if part not in LANGUAGE_MODELS and isinstance(files, TokenCorpus):
+            raise ValueError(
+                f"The part {part!r} is trained on audio, and {files.folder} "
+                "holds tokens. Give recordings, or train the language models "
+                "alone: parts=['semantic_lm', 'coarse_lm', 'fine_lm']"
+            )
     if part == "codec":
         return fit_codec(pipeline, plan)
     if part == "semantic_tokenizer":
@@ -337,20 +355,57 @@ def tokenize_all(pipeline, plan, token_dir):
 
 
 def tokenize_split(pipeline, files, folder):
-    """The `TokenCorpus` of files, kept in a folder."""
-    return tokenize_corpus(
-        files,
-        folder,
-        pipeline.tokenize_many,
-        pipeline.sample_rate,
-        fingerprint(pipeline),
-        min_duration=pipeline.unit_samples / pipeline.sample_rate,
+    """The `TokenCorpus` of files, kept in a folder, or of a store."""
+    metadata = token_metadata(pipeline)
+    if isinstance(files, TokenCorpus):
+        check_metadata(files.folder, files.metadata, metadata, TOKEN_MODELS)
+        return files
+    return tokenize_corpus(files, folder, pipeline.tokenize_many, metadata)
+
+
+def token_metadata(pipeline, trim_silence=False, licence=None):
+    """What a store says of the tokens that a pipeline makes.
+
+    Args:
+        pipeline: `AudioLMPipeline`.
+        trim_silence: bool. Whether silence at both ends of a recording is cut
+            off.
+        licence: str, optional. That of the recordings.
+    """
+    pipeline._require(TOKEN_MODELS, "Tokenizing")
+    codec, tokenizer = pipeline.codec, pipeline.semantic_tokenizer
+
+    def describe(model, frame_rate, codes, **others):
+        return {
+            "preset": pipeline.preset,
+            "weights": f"{weights_checksum(model):08x}",
+            "frame_rate": float(frame_rate),
+            "codes": int(codes),
+            **others,
+        }
+
+    rate = pipeline.sample_rate
+    return make_metadata(
+        codec=describe(
+            codec,
+            rate / codec.hop_length,
+            codec.codebook_size,
+            levels=int(codec.num_quantizers),
+        ),
+        semantic_tokenizer=describe(
+            tokenizer, rate / pipeline.semantic_hop, tokenizer.codebook_size
+        ),
+        sample_rate=rate,
+        unit=pipeline.unit,
+        min_duration=pipeline.unit_samples / rate,
+        trim_silence=trim_silence,
+        licence=licence,
     )
 
 
 def fingerprint(pipeline):
     """A checksum of the weights that tokens depend on."""
-    pipeline._require(["codec", "semantic_tokenizer"], "Tokenizing")
+    pipeline._require(TOKEN_MODELS, "Tokenizing")
     checksum = weights_checksum(pipeline.codec, pipeline.semantic_tokenizer)
     return f"{checksum:08x}"
 
@@ -367,7 +422,6 @@ def fit_language_model(pipeline, part, plan, corpora):
     def crops(corpus, steps, **kwargs):
         made = TokenCrops(
             corpus,
-            pipeline.unit,
             units,
             stage_inputs(model.layout, levels),
             batch_size,
@@ -386,8 +440,7 @@ def fit_language_model(pipeline, part, plan, corpora):
         validation = crops(corpora["validation"], None, same_every_epoch=True)
     model.build()
     if model.layout.predicted.deduplicated:
-        frames_per_token = mean_run(corpora["training"].semantic)
-        model.frames_per_token.assign(frames_per_token)
+        model.frames_per_token.assign(corpora["training"].mean_run)
     steps = training.steps_per_epoch * plan.of("epochs", part, 1)
     model.compile(pipeline.optimizer(part) or default_optimizer(model, steps))
     return run_fit(model, part, plan, training, validation)
@@ -442,16 +495,6 @@ def with_ends(codes, last, end_code):
         longer = np.insert(codes[row], places, end_code, axis=0)
         result[row] = longer[: codes.shape[1]]
     return result
-
-
-def mean_run(semantic):
-    """How many frames the same token lasts, on average.
-
-    Args:
-        semantic: list of `(frames,)` int arrays, not all of them empty.
-    """
-    tokens = sum(without_repeats(s[None, :, None]).shape[1] for s in semantic)
-    return sum(map(len, semantic)) / tokens
 
 
 def default_optimizer(model, steps):

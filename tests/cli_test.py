@@ -1,5 +1,6 @@
 """The command line, with a pipeline that records what it is asked for."""
 
+import importlib.util
 import json
 import pathlib
 import sys
@@ -187,6 +188,18 @@ def test_tokenize(pipeline, prompt, tmp_path):
         assert tokens["acoustic"].shape == (50, 2)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"prompt.wav", "tokens.npz"}
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("apache_beam") is not None,
+    reason="Apache Beam is there",
+)
+def test_workers_need_apache_beam(pipeline, prompt, tmp_path, capsys):
+    store = tmp_path / "store"
+    argv = ("tokenize", prompt.parent, "-o", store, "--workers", 2)
+    assert run(*argv) == 1
+    assert "keras-audiolm[jax,scale]" in error_line(capsys)
+    assert not store.exists()
 
 
 def test_train(pipeline, prompt, tmp_path, capsys):
@@ -474,7 +487,19 @@ def test_trains_and_uses_what_it_trained(
     with np.load(tokens) as file:
         assert file["semantic"].shape == (25,)
         assert file["acoustic"].shape == (50, 3)
-    capsys.readouterr()
+    store = tmp_path / "store"
+    command = ("tokenize", f"{voices}/*", "--out", store, "--preset", mine)
+    assert run(*command, "--licence", "CC0-1.0") == 0
+    assert "1 recordings, 0.00 h, and 0 skipped" in capsys.readouterr().out
+    metadata = json.loads((store / "metadata.json").read_text())
+    assert metadata["licence"] == "CC0-1.0"
+    assert metadata["codec"]["preset"] == str(mine)
+    assert metadata["counts"]["semantic_tokens"] == 25
+    again = ("--preset", mine, "--out", tmp_path / "again")
+    assert run("train", store, *again, *few) == 0
+    assert (tmp_path / "again" / "metadata.json").is_file()
+    assert run("train", store, *again, *few[:4], "--parts", "codec") == 1
+    assert "'codec' is trained on audio" in error_line(capsys)
     assert run("sample", "-o", out, "--temperature", -1, *common[:2]) == 1
     assert "temperature" in error_line(capsys)
 

@@ -28,6 +28,8 @@ BACKEND_FREE = (
     "data",
     "examples",
     "import_test.py",
+    "scale",
+    "tfio",
 )
 
 

@@ -687,11 +687,9 @@ def test_a_stage_learns_where_recordings_end(recordings, tmp_path):
             )
             for _ in clips
         ],
-        SAMPLE_RATE,
-        training.fingerprint(pipeline),
-        min_duration=0.04,
+        training.token_metadata(pipeline),
     )
-    assert len(corpus.semantic) == 4
+    assert len(corpus) == 4
     pipeline.add_part("semantic_lm", tiny_lm(layout))
     pipeline.compile(semantic_lm=keras.optimizers.Adam(0.03))
     history = pipeline.fit(
@@ -735,6 +733,36 @@ def test_fit_trains_every_part_and_the_result_generates(recordings, tmp_path):
         assert np.isfinite(part["loss"]).all()
         assert np.isfinite(part["val_loss"]).all()
     assert pipeline.generate(duration=0.2, seed=0).shape == (3200,)
+
+
+def test_a_store_of_tokens_trains_the_language_models(recordings, tmp_path):
+    pipeline = tiny_pipeline()
+    store = tmp_path / "tokens" / "training"
+    settings = {"parts": "semantic_lm", "epochs": 2, "steps_per_epoch": 2}
+    expected = fit(pipeline, recordings, tmp_path, **settings)
+    found = fit(tiny_pipeline(), store, tmp_path / "none", **settings)
+    assert found["semantic_lm"]["loss"] == expected["semantic_lm"]["loss"]
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(ValueError, match="'codec' is trained on audio.*holds"):
+        fit(pipeline, store, tmp_path, parts="codec")
+
+
+def test_a_store_of_other_weights_is_refused_by_name(
+    recordings, tmp_path, tiny_preset
+):
+    pipeline = AudioLMPipeline.from_preset(tiny_preset)
+    fit(pipeline, recordings, tmp_path, parts="semantic_lm")
+    store = tmp_path / "tokens" / "training"
+    fit(tiny_pipeline(), store, tmp_path, parts="semantic_lm")
+    other = tiny_pipeline()
+    kernel = other.codec.weights[0]
+    kernel.assign(kernel + 1)
+    weights = training.token_metadata(pipeline)["codec"]["weights"]
+    message = f"codec: found {tiny_preset}.*{weights}.*expected a model"
+    for data in (store, recordings):
+        with pytest.raises(ValueError, match=message) as refused:
+            fit(other, data, tmp_path, parts="semantic_lm")
+        assert "semantic_tokenizer:" not in str(refused.value)
 
 
 @pytest.mark.large

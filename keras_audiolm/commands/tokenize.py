@@ -1,10 +1,29 @@
 """keras-audiolm tokenize."""
 
+import functools
 import os
+import pathlib
+import shlex
 import time
 
-from keras_audiolm.commands.options import add_command, output_file
-from keras_audiolm.commands.running import read_recording, report
+from keras_audiolm.commands.options import (
+    add_command,
+    output_file,
+    positive_count,
+)
+from keras_audiolm.commands.running import (
+    choose_backend,
+    load,
+    read_recording,
+    report,
+)
+from keras_audiolm.presets import find_preset
+
+
+def tokens_path(text):
+    """The path of an `.npz` of one recording, or of a store's folder."""
+    path = pathlib.Path(text)
+    return output_file(".npz")(text) if path.suffix else path
 
 
 def add_tokenize(commands, parents):
@@ -13,20 +32,61 @@ def add_tokenize(commands, parents):
         "tokenize",
         run_tokenize,
         parents,
-        "Write the tokens of a recording. OUT holds the arrays semantic "
-        "(frames,) and acoustic (frames, levels).",
+        "Write the tokens of a recording, or of many. Of one, OUT.npz holds "
+        "the arrays semantic (frames,) and acoustic (frames, levels). Of "
+        "many, the folder OUT is a store to train on; after a stop the same "
+        "command goes on.",
     )
-    parser.add_argument("input", metavar="FILE", help="recording to read")
+    parser.add_argument(
+        "input",
+        metavar="IN",
+        help="a recording; or many: a folder, a pattern in quotes, or a "
+        "manifest (.txt of paths, .csv or .tsv with a column path)",
+    )
     parser.add_argument(
         "-o",
         "--output",
+        "--out",
         metavar="OUT",
-        type=output_file(".npz"),
+        type=tokens_path,
         required=True,
+        help="a file .npz for one recording, a folder for many",
+    )
+    parser.add_argument(
+        "--workers",
+        type=positive_count,
+        help="processes on this machine, of Apache Beam (default: this one)",
+    )
+    parser.add_argument(
+        "--runner",
+        help="the Apache Beam runner of many machines: DataflowRunner, "
+        "FlinkRunner, SparkRunner, ...",
+    )
+    parser.add_argument(
+        "--beam-options",
+        metavar="OPTIONS",
+        type=shlex.split,
+        default=[],
+        help="more options of Apache Beam and its runner, in quotes after =",
+    )
+    parser.add_argument(
+        "--trim-silence",
+        action="store_true",
+        help="cut off what is silent at both ends of each recording",
+    )
+    parser.add_argument(
+        "--licence", help="of the recordings, to be noted in the store"
     )
 
 
 def run_tokenize(args):
+    if args.output.suffix:
+        tokenize_one(args)
+    else:
+        tokenize_many(args)
+
+
+def tokenize_one(args):
     import numpy as np
 
     pipeline, audio = read_recording(args, args.input)
@@ -43,3 +103,50 @@ def run_tokenize(args):
     seconds = len(audio) / pipeline.sample_rate
     what = f"semantic {semantic.shape} and acoustic {acoustic.shape} tokens"
     report(args.output, what, seconds, elapsed)
+
+
+def tokenize_many(args):
+    from keras_audiolm.data.manifest import find_recordings
+
+    files = find_recordings(args.input)
+    start = time.perf_counter()
+    settings = {"trim_silence": args.trim_silence, "licence": args.licence}
+    if args.runner or args.workers:
+        corpus = tokenize_on_beam(args, files, settings)
+    else:
+        from keras_audiolm import training
+
+        pipeline = load("AudioLMPipeline", args)
+        corpus = training.tokenize_corpus(
+            files,
+            args.output,
+            pipeline.tokenize_many,
+            training.token_metadata(pipeline, **settings),
+        )
+    counts = corpus.metadata["counts"]
+    print(
+        f"{args.output}: {counts['recordings']} recordings, "
+        f"{counts['hours']:.2f} h, and {counts['skipped']} skipped (see "
+        f"skipped.csv), in {time.perf_counter() - start:.1f} s. Train on it: "
+        f"keras-audiolm train {args.output} --parts "
+        "semantic_lm,coarse_lm,fine_lm --out my_preset"
+    )
+
+
+def tokenize_on_beam(args, files, settings):
+    """Tokenizes on Apache Beam, each worker with a preset of its own."""
+    if "://" not in args.preset:
+        find_preset(args.preset)  # before what takes long
+    choose_backend(args)
+    from keras_audiolm.data import beam
+
+    if args.runner:
+        options = [f"--runner={args.runner}"]
+    else:
+        options = beam.direct_options(args.workers)
+    return beam.tokenize_files(
+        files,
+        args.output,
+        functools.partial(beam.load_preset, args.preset, **settings),
+        options + args.beam_options,
+    )

@@ -28,7 +28,10 @@ def add_train(commands, parents):
         "command goes on from the last checkpoint.",
     )
     parser.add_argument(
-        "folder", metavar="FOLDER", help="recordings, in sub-folders or not"
+        "folder",
+        metavar="FOLDER",
+        help="recordings, in sub-folders or not; or, for language models "
+        "alone, the store of tokens that tokenize makes",
     )
     parser.add_argument(
         "--out", required=True, type=pathlib.Path, help="preset to write"
@@ -82,14 +85,15 @@ def add_train(commands, parents):
 
 def run_train(args):
     from keras_audiolm.data.audio import find_audio_files
+    from keras_audiolm.data.store import is_store
 
-    files = find_audio_files(args.folder)
-    if args.validation:
-        find_audio_files(args.validation)
+    for folder in filter(None, (args.folder, args.validation)):
+        if not is_store(folder):
+            find_audio_files(folder)
     check_target(args.out)
     checkpoint_dir = args.checkpoint_dir or f"{args.out}-checkpoints"
     pipeline = load("AudioLMPipeline", args, load_weights=not args.from_scratch)
-    say(f"Training on {len(files)} files; checkpoints in {checkpoint_dir} ...")
+    say(f"Training on {args.folder}; checkpoints in {checkpoint_dir} ...")
     start = time.perf_counter()
     try:
         pipeline.fit(

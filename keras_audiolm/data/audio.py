@@ -19,6 +19,10 @@ AUDIO_SUFFIXES = (
 )
 # Below this peak (-80 dBFS) audio counts as silent.
 SILENCE = 1e-4
+# Audio this far below a recording's loudest place counts as a pause; so much of
+# one is kept at both ends.
+PAUSE_DB = -40.0
+PAUSE_SECONDS = 0.2
 # Floats beyond this are integers that nobody scaled to [-1, 1], not a mix that
 # is a little too loud.
 LARGEST_SAMPLE = 16.0
@@ -84,7 +88,8 @@ def read_mono(file, frames):
         block = file.read(frames, dtype="float32", always_2d=True)
     except soundfile.SoundFileError as error:
         raise AudioFileError(path, unreadable(error)) from error
-    block = block.mean(axis=1)  # (frames, channels) -> (frames,)
+    # (frames, channels) -> (frames,)
+    block = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
     # NaN and infinity survive the sum, which is faster than np.isfinite.
     if not np.isfinite(block.sum(dtype="float64")):
         raise AudioFileError(path, "contains NaN or infinite samples")
@@ -150,6 +155,34 @@ def load_audible(path, sample_rate, min_duration=0.0):
     if max(audio.max(), -audio.min()) < SILENCE:
         raise AudioFileError(path, "is silent")
     return audio
+
+
+def trim_silence(audio, sample_rate, min_duration=0.0):
+    """Cuts off the pauses before and after what can be heard.
+
+    Heard is what stands less than 40 dB below the loudest 20 ms; 0.2 seconds
+    around it are kept.
+
+    Args:
+        audio: `(samples,)` float array with sound in it.
+        sample_rate: int, in Hz.
+        min_duration: float. Seconds that are kept at least, if there are so
+            many.
+
+    Returns:
+        A view of `audio`.
+    """
+    hop = max(sample_rate // 50, 1)
+    starts = np.arange(0, len(audio), hop)
+    power = np.add.reduceat(np.square(audio, dtype="float32"), starts)
+    power /= np.diff(starts, append=len(audio))
+    heard = np.flatnonzero(power >= power.max() * 10 ** (PAUSE_DB / 10))
+    margin = int(PAUSE_SECONDS * sample_rate)
+    start = max(heard[0] * hop - margin, 0)
+    end = min((heard[-1] + 1) * hop + margin, len(audio))
+    end = max(end, min(start + round(min_duration * sample_rate), len(audio)))
+    start = min(start, max(end - round(min_duration * sample_rate), 0))
+    return audio[start:end]
 
 
 def _read_blocks(file, sample_rate):

@@ -91,16 +91,32 @@ class DiskClips:
     def read(self, clip, start, count):
         path = self.paths[clip]
         with audio_lib.open_audio(path) as file:
-            ratio = file.samplerate / self.sample_rate
-            if ratio == 1:
-                piece = self._read(file, start, count)
-            else:
-                piece = self._read_resampled(file, start, count, ratio)
+            rate = file.samplerate
+            first, needed, lead = self.locate(rate, start, count)
+            piece = self._read(file, first, needed)
+        if rate != self.sample_rate:
+            piece = soxr.resample(piece, rate, self.sample_rate)
+        piece = piece[lead : lead + count]
         if not len(piece):
             raise audio_lib.AudioFileError(
                 path, "holds less audio than its header says"
             )
         return np.clip(piece, -1.0, 1.0)
+
+    def locate(self, rate, start, count):
+        """Where a piece is in a file of some rate.
+
+        Returns:
+            The first frame to read and how many and, once they are resampled,
+            the first sample of the piece.
+        """
+        if rate == self.sample_rate:
+            return start, count, 0
+        # `lead` target samples in front of the piece, where there are any.
+        lead = min(start, RESAMPLE_MARGIN)
+        ratio = rate / self.sample_rate
+        needed = int(np.ceil((lead + count + RESAMPLE_MARGIN) * ratio))
+        return int((start - lead) * ratio), needed, lead
 
     def _read(self, file, start, count):
         try:
@@ -109,15 +125,6 @@ class DiskClips:
             reason = audio_lib.unreadable(error)
             raise audio_lib.AudioFileError(file.name, reason) from error
         return audio_lib.read_mono(file, count)
-
-    def _read_resampled(self, file, start, count, ratio):
-        # `lead` target samples in front of the piece, where there are any.
-        lead = min(start, RESAMPLE_MARGIN)
-        first = int((start - lead) * ratio)
-        needed = int(np.ceil((lead + count + RESAMPLE_MARGIN) * ratio))
-        piece = self._read(file, first, needed)
-        piece = soxr.resample(piece, file.samplerate, self.sample_rate)
-        return piece[lead : lead + count]
 
 
 class AudioCrops(keras.utils.PyDataset):
@@ -274,7 +281,11 @@ class AudioCrops(keras.utils.PyDataset):
             raise IndexError(
                 f"Batch {index} of {self.steps_per_epoch} was asked for."
             )
-        epoch = 0 if self.same_every_epoch else self.epoch
+        return self.batch(self.epoch, index)
+
+    def batch(self, epoch, index):
+        """The batch of an epoch at a place, whatever came before."""
+        epoch = 0 if self.same_every_epoch else epoch
         rng = np.random.default_rng((self.seed, epoch, index))
         # (batch, samples)
         return np.stack([self._crop(rng) for _ in range(self.batch_size)])

@@ -76,9 +76,16 @@ class NoisyCrops(keras.utils.PyDataset):
         return len(self.clean)
 
     def __getitem__(self, index):
-        epoch = 0 if self.clean.same_every_epoch else self.epoch
+        if not 0 <= index < len(self):
+            raise IndexError(f"Batch {index} of {len(self)} was asked for.")
+        return self.batch(self.epoch, index)
+
+    def batch(self, epoch, index):
+        """The batch of an epoch at a place, whatever came before."""
+        clean = self.clean.batch(epoch, index)
+        noise = self.noise.batch(epoch, index)
+        epoch = 0 if self.clean.same_every_epoch else epoch
         rng = np.random.default_rng((self.seed, epoch, index))
-        clean, noise = self.clean[index], self.noise[index]
         batch = len(clean)
         snr = rng.uniform(*self.snr_db, size=(batch, 1))
         noisy = rng.random((batch, 1)) < 0.5

@@ -1,41 +1,39 @@
 """Tokens of a corpus on disk, and random crops of them for training."""
 
-import json
-import os
+import collections.abc
+import csv
+import functools
 import pathlib
 import warnings
-import zlib
-from collections import defaultdict
+from concurrent import futures
 
 import keras
 import numpy as np
 
-from keras_audiolm.data.audio import AudioFileError, load_audible
+from keras_audiolm.data import store
+from keras_audiolm.data.audio import (
+    AudioFileError,
+    load_audible,
+    trim_silence,
+)
 
-# Files of one shard: what a stop can lose, at most.
-FILES_PER_SHARD = 256
-# Audio that is held in memory while a shard is made, and one more file.
-SECONDS_AT_ONCE = 1200.0
+# Audio that is tokenized at once, and one more file. As much again is read
+# meanwhile.
+SECONDS_AT_ONCE = 600.0
 
 
-def tokenize_corpus(
-    files, folder, tokenize, sample_rate, identity, min_duration=0.0
-):
-    """Tokenizes audio files into shards; goes on where a stop left off.
-
-    A shard is an `.npz` of the tokens of up to 256 files, written under a
-    temporary name and renamed when it is whole. `index.json` says which
-    tokenizers and which files the shards are of.
+def tokenize_corpus(files, folder, tokenize, metadata):
+    """Tokenizes audio files into a store; goes on where a stop left off.
 
     Args:
         files: sorted list of paths.
-        folder: where the shards go.
+        folder: where the store goes.
         tokenize: callable from a list of float32 arrays to a list of
             `(semantic, acoustic)`, `(frames,)` and `(frames, levels)` int32.
-        sample_rate: int. Hertz, of what `tokenize` is given.
-        identity: str. Changes when the tokenizers change.
-        min_duration: float. Files of fewer seconds, like unreadable and
-            silent ones, are skipped and counted.
+        metadata: dictionary of `store.make_metadata`, with `min_duration`,
+            the seconds below which files, like unreadable and silent ones,
+            are skipped and counted, and `trim_silence`, whether silence at
+            both ends is cut off.
 
     Returns:
         `TokenCorpus`.
@@ -43,19 +41,16 @@ def tokenize_corpus(
     Raises:
         ValueError: if `folder` holds the tokens of other tokenizers or files.
     """
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [pathlib.Path(f) for f in files]
-    _check_index(folder, {"identity": identity, "files": _describe(files)})
-    shards = []
-    starts = range(0, len(files), FILES_PER_SHARD)
-    for number, start in enumerate(_progress(starts)):
-        path = folder / f"shard-{number:05d}.npz"
-        if not path.is_file():
-            part = files[start : start + FILES_PER_SHARD]
-            _write_shard(path, part, tokenize, sample_rate, min_duration)
-        shards.append(path)
-    return TokenCorpus(shards)
+    plan = store.StorePlan(files, folder, metadata)
+    for number in _progress(plan.unfinished()):
+        write_shard(
+            store.shard_path(folder, number),
+            plan.shard_files(number),
+            tokenize,
+            plan.metadata,
+        )
+    plan.finish()
+    return TokenCorpus(folder)
 
 
 def _progress(items):
@@ -64,103 +59,218 @@ def _progress(items):
     return tqdm(items, desc="Tokenizing", unit="shard", delay=2, leave=False)
 
 
-def _describe(files):
-    """A checksum of which files there are, and how large."""
-    sizes = [path.stat().st_size if path.exists() else None for path in files]
-    text = "\n".join(f"{p}:{s}" for p, s in zip(files, sizes, strict=True))
-    return f"{len(files)} files, {zlib.crc32(text.encode()):08x}"
+def write_shard(path, files, tokenize, metadata):
+    """Tokenizes files into one shard, whole or not at all.
+
+    Args: as of `tokenize_corpus`.
+
+    Returns:
+        List of pairs, the path and the reason of each file that was skipped.
+    """
+    with store.ShardWriter(path, metadata) as shard:
+        for kept, audio in one_ahead(load_groups(files, shard, metadata)):
+            tokens = tokenize(audio)
+            for file, pair in zip(kept, tokens, strict=True):
+                shard.add(file, *pair)
+    return shard.skipped
 
 
-def _check_index(folder, index):
-    path = folder / "index.json"
-    if path.is_file():
-        found = json.loads(path.read_text())
-        if found != index:
-            raise ValueError(
-                f"{folder} holds the tokens of other files or of other "
-                f"tokenizers: found {found}, expected {index}. Give another "
-                "token_dir, or delete this one."
-            )
-        return
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(index))
-    os.replace(temporary, path)
-
-
-def _write_shard(path, files, tokenize, sample_rate, min_duration):
-    kept, audio, tokens, skipped = [], [], [], {}
+def load_groups(files, shard, metadata):
+    """Yields lists of files and their audio, so much of it as is held at
+    once; what is wrong with others is noted in the shard."""
+    rate, shortest = metadata["sample_rate"], metadata["min_duration"]
+    kept, audio, samples = [], [], 0
     for file in files:
         try:
-            audio.append(load_audible(file, sample_rate, min_duration))
-            kept.append(file)
+            clip = load_audible(file, rate, shortest)
         except AudioFileError as error:
-            skipped[str(file)] = error.reason
-        if sum(map(len, audio)) > SECONDS_AT_ONCE * sample_rate:
-            tokens += tokenize(audio)
-            audio = []
+            shard.skip(file, error.reason)
+            continue
+        if metadata["trim_silence"]:
+            clip = trim_silence(clip, rate, shortest)
+        kept.append(file)
+        audio.append(clip)
+        samples += len(clip)
+        if samples > SECONDS_AT_ONCE * rate:
+            yield kept, audio
+            kept, audio, samples = [], [], 0
     if audio:
-        tokens += tokenize(audio)
-    levels = tokens[0][1].shape[1] if tokens else 1
-    semantic = [s for s, _ in tokens]
-    acoustic = [a for _, a in tokens]
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as out:
-        np.savez(
-            out,
-            semantic=_join(semantic, (0,)),
-            acoustic=_join(acoustic, (0, levels)),
-            semantic_ends=np.cumsum([len(s) for s in semantic], dtype="int64"),
-            acoustic_ends=np.cumsum([len(a) for a in acoustic], dtype="int64"),
-            voices=np.array([str(f.parent) for f in kept], dtype="U"),
-            # Kept with the tokens, so that a resumed run knows them as well.
-            skipped=np.array(list(skipped.items()), "U").reshape(-1, 2),
-        )
-    os.replace(temporary, path)
+        yield kept, audio
 
 
-def _join(parts, empty):
-    return np.concatenate(parts or [np.zeros(empty)]).astype("int32")
+def one_ahead(items):
+    """Yields items, and makes the next one in a thread meanwhile."""
+    items = iter(items)
+    with futures.ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item
 
 
 class TokenCorpus:
-    """The tokens of a corpus, file by file.
+    """The tokens of a corpus, read from a store as they are asked for.
+
+    What is held in memory is 24 bytes a recording, and the names of the
+    voices.
 
     Args:
-        shards: list of paths of `.npz` shards.
+        folder: path of a finished store.
 
     Attributes:
-        skipped: dictionary of path -> reason, of files that gave no tokens.
-        semantic, acoustic: lists of arrays, one a file.
-        voices: list of str. Files of one folder are taken to be one voice.
+        metadata: dictionary, see `keras_audiolm.data.store`.
+        unit: pair of int, the semantic and the acoustic frames of the
+            shortest stretch in which both are whole.
+        semantic_lengths, acoustic_lengths: `(recordings,)` frames.
+        voices: `(recordings,)` int32, places in `voice_names`. Files of one
+            folder are taken to be one voice.
+        semantic, acoustic: sequences that read a recording's tokens when they
+            are indexed.
+
+    Raises:
+        ValueError: if the store is not finished, or holds nothing.
+
+    Example:
+
+    ```python
+    corpus = TokenCorpus("tokens/training")
+    corpus.semantic[3].shape  # (frames,)
+    semantic, acoustic = corpus.read(3, start=250, count=50)
+    ```
     """
 
-    def __init__(self, shards):
-        self.semantic, self.acoustic, self.voices = [], [], []
-        self.skipped = {}
-        for path in shards:
-            with np.load(path, allow_pickle=False) as shard:
-                for file, reason in shard["skipped"].tolist():
-                    self.skipped[pathlib.Path(file)] = reason
-                if not len(shard["voices"]):
-                    continue
-                self.semantic += np.split(
-                    shard["semantic"], shard["semantic_ends"][:-1]
-                )
-                self.acoustic += np.split(
-                    shard["acoustic"], shard["acoustic_ends"][:-1]
-                )
-                self.voices += shard["voices"].tolist()
-        first = "".join(f"{p} {self.skipped[p]}" for p in [*self.skipped][:1])
-        if not self.voices:
+    def __init__(self, folder):
+        self.folder = pathlib.Path(folder)
+        self.metadata = store.read_metadata(folder)
+        if "counts" not in self.metadata:
             raise ValueError(
-                f"No file of the corpus could be tokenized. The first: {first}."
+                f"The store {folder} is not finished. Tokenize on: the shards "
+                "that are there are kept."
             )
-        if self.skipped:
+        with np.load(self.folder / "index.npz", allow_pickle=False) as index:
+            lengths = index["lengths"]  # (recordings, 3)
+            self.voices = index["voices"]
+            self.voice_names = index["voice_names"]
+            self._shards = index["shards"]
+        self.semantic_lengths, self.acoustic_lengths = lengths[:, 0:2].T
+        self._runs = int(lengths[:, 2].sum(dtype="int64"))
+        self.unit = tuple(self.metadata["unit"])
+        self._piece = self.metadata["piece"]
+        self._dtypes = store.code_dtypes(self.metadata)
+        self._readers = store.ShardReaders(folder)
+        self._find_records()
+        self._check_skipped()
+
+    def _find_records(self):
+        """The first record of each recording in its shard."""
+        pieces = store.num_pieces(
+            self.semantic_lengths, self.acoustic_lengths, self.unit, self._piece
+        )
+        ends = np.cumsum(pieces, dtype="int64")
+        starts = np.searchsorted(self._shards, self._shards)
+        before = ends - pieces
+        self._records = (before - before[starts]).astype("int32")
+
+    def _check_skipped(self):
+        skipped = self.metadata["counts"]["skipped"]
+        first = ""
+        if skipped:
+            with open(self.folder / "skipped.csv", newline="") as file:
+                row = next(csv.DictReader(file))
+            first = f" The first: {row['path']} {row['reason']}."
+        if not len(self):
+            raise ValueError(f"No file of the corpus gave tokens.{first}")
+        if skipped:
             warnings.warn(
-                f"{len(self.skipped)} file(s) gave no tokens. The first: "
-                f"{first}.",
-                stacklevel=3,
+                f"{skipped} file(s) gave no tokens.{first} (All: "
+                f"{self.folder / 'skipped.csv'})",
+                stacklevel=4,
             )
+
+    def __len__(self):
+        return len(self.voices)
+
+    @property
+    def skipped(self):
+        """Dictionary of path -> reason, of files that gave no tokens."""
+        with open(self.folder / "skipped.csv", newline="") as file:
+            return {
+                pathlib.Path(row["path"]): row["reason"]
+                for row in csv.DictReader(file)
+            }
+
+    @property
+    def mean_run(self):
+        """How many frames the same semantic token lasts, on average."""
+        return int(self.semantic_lengths.sum(dtype="int64")) / self._runs
+
+    @functools.cached_property
+    def semantic(self):
+        return Recordings(self, 0)
+
+    @functools.cached_property
+    def acoustic(self):
+        return Recordings(self, 1)
+
+    def read(self, file, start=0, count=None):
+        """A stretch of a recording: only its pieces are read.
+
+        Args:
+            file: int. Which recording.
+            start: int. First unit.
+            count: int, optional. Units; by default all, and the frames
+                behind the last whole one.
+
+        Returns:
+            A tuple of `(frames,)` semantic and `(frames, levels)` acoustic
+            int32.
+        """
+        lengths = self.semantic_lengths[file], self.acoustic_lengths[file]
+        total = int(store.num_pieces(*lengths, self.unit, self._piece))
+        first, end = start // self._piece, total
+        if count is not None:
+            end = min(total, -(-(start + count) // self._piece))
+        records = self._readers.read(
+            int(self._shards[file]),
+            int(self._records[file]) + first,
+            end - first,
+        )
+        # Semantic frames of a piece: the last has what is left.
+        frames = [self._piece * self.unit[0]] * len(records)
+        if end == total:
+            frames[-1] = int(lengths[0]) - (total - 1) * frames[-1]
+        pieces = map(self._parse, records, frames)
+        start -= first * self._piece
+        stop = None if count is None else start + count
+        return tuple(
+            np.concatenate(kind)[start * n : stop and stop * n].astype("int32")
+            for n, kind in zip(
+                self.unit, zip(*pieces, strict=True), strict=True
+            )
+        )
+
+    def _parse(self, record, frames):
+        """The semantic and the acoustic codes of a record."""
+        semantic, acoustic = self._dtypes
+        size = frames * semantic.itemsize
+        codes = np.frombuffer(record[size:], acoustic)
+        return (
+            np.frombuffer(record[:size], semantic),
+            codes.reshape(-1, self.metadata["codec"]["levels"]),
+        )
+
+
+class Recordings(collections.abc.Sequence):
+    """Each recording's tokens of one kind, read when it is asked for."""
+
+    def __init__(self, corpus, kind):
+        self._corpus, self._kind = corpus, kind
+
+    def __len__(self):
+        return len(self._corpus)
+
+    def __getitem__(self, file):
+        return self._corpus.read(range(len(self))[file])[self._kind]
 
 
 class TokenCrops(keras.utils.PyDataset):
@@ -172,9 +282,7 @@ class TokenCrops(keras.utils.PyDataset):
 
     Args:
         corpus: `TokenCorpus`.
-        unit: pair of int, the semantic and the acoustic frames of the
-            shortest stretch in which both are whole.
-        units: int. Length of a crop in such stretches.
+        units: int. Length of a crop in stretches of `corpus.unit`.
         split: callable from `(semantic, acoustic, last)` of a batch, of shape
             `(batch, frames)`, `(batch, frames, levels)` and `(batch, units)`
             (true where a file ends), to the inputs of a stage.
@@ -185,7 +293,6 @@ class TokenCrops(keras.utils.PyDataset):
     def __init__(
         self,
         corpus,
-        unit,
         units,
         split,
         batch_size,
@@ -196,7 +303,6 @@ class TokenCrops(keras.utils.PyDataset):
     ):
         super().__init__(**kwargs)
         self.corpus = corpus
-        self.unit = unit
         self.units = units
         self.split = split
         self.batch_size = batch_size
@@ -205,21 +311,19 @@ class TokenCrops(keras.utils.PyDataset):
         self.same_every_epoch = same_every_epoch
         self.epoch = 0
         # How many whole units each file has.
-        self.sizes = np.array(
-            [
-                min(len(s) // unit[0], len(a) // unit[1])
-                for s, a in zip(corpus.semantic, corpus.acoustic, strict=True)
-            ]
+        s, a = corpus.unit
+        self.sizes = np.minimum(
+            corpus.semantic_lengths // s, corpus.acoustic_lengths // a
         )
-        self.ends = np.cumsum(self.sizes)
+        self.ends = np.cumsum(self.sizes, dtype="int64")
         if not self.ends[-1]:
             raise ValueError(
                 "The corpus holds no file as long as one semantic frame."
             )
-        self.voices = defaultdict(list)
-        for file, voice in enumerate(corpus.voices):
-            if self.sizes[file]:
-                self.voices[voice].append(file)
+        # The files of each voice side by side, without those of no unit.
+        order = np.argsort(corpus.voices, kind="stable").astype("int32")
+        self._by_voice = order[self.sizes[order] > 0]
+        self._voice_ends = np.cumsum(np.bincount(corpus.voices[self._by_voice]))
 
     def __len__(self):
         return self.steps_per_epoch
@@ -229,7 +333,11 @@ class TokenCrops(keras.utils.PyDataset):
             raise IndexError(
                 f"Batch {index} of {self.steps_per_epoch} was asked for."
             )
-        epoch = 0 if self.same_every_epoch else self.epoch
+        return self.batch(self.epoch, index)
+
+    def batch(self, epoch, index):
+        """The batch of an epoch at a place, whatever came before."""
+        epoch = 0 if self.same_every_epoch else epoch
         rng = np.random.default_rng((self.seed, epoch, index))
         crops = [self._crop(rng) for _ in range(self.batch_size)]
         return self.split(*(np.stack(c) for c in zip(*crops, strict=True)))
@@ -241,19 +349,20 @@ class TokenCrops(keras.utils.PyDataset):
         place = rng.integers(self.ends[-1])
         file = int(np.searchsorted(self.ends, place, side="right"))
         start = int(place - (self.ends[file] - self.sizes[file]))
-        voice = self.voices[self.corpus.voices[file]]
+        voice = self._files_of(self.corpus.voices[file])
         pieces, have = [], 0
         while have < self.units:
-            count = min(self.sizes[file] - start, self.units - have)
+            count = min(int(self.sizes[file]) - start, self.units - have)
             pieces.append(self._piece(file, start, count))
             have += count
-            file, start = voice[rng.integers(len(voice))], 0
+            file, start = int(voice[rng.integers(len(voice))]), 0
         return tuple(np.concatenate(p) for p in zip(*pieces, strict=True))
 
+    def _files_of(self, voice):
+        end = self._voice_ends[voice]
+        start = self._voice_ends[voice - 1] if voice else 0
+        return self._by_voice[start:end]
+
     def _piece(self, file, start, count):
-        s, a = self.unit
-        return (
-            self.corpus.semantic[file][start * s : (start + count) * s],
-            self.corpus.acoustic[file][start * a : (start + count) * a],
-            np.arange(start + 1, start + count + 1) == self.sizes[file],
-        )
+        last = np.arange(start + 1, start + count + 1) == self.sizes[file]
+        return *self.corpus.read(file, start, count), last

@@ -64,7 +64,6 @@ def stage_crops(pipeline, name, corpus):
     units = max(round(pipeline.part(name).crop_duration / seconds), 1)
     crops = TokenCrops(
         corpus,
-        pipeline.unit,
         units,
         training.stage_inputs(
             pipeline.part(name).layout,
@@ -90,32 +89,41 @@ def level_losses(lm, codes):
 
 
 def predicted_tokens(pipeline, name, corpus):
-    """All tokens `(frames, levels)` of a corpus that a stage predicts."""
+    """Yields, file by file, the tokens `(frames, levels)` of a corpus that a
+    stage predicts."""
     segment = pipeline.part(name).layout.predicted
     if segment.name == "semantic":
-        files = [tokens[None, :, None] for tokens in corpus.semantic]
-        if segment.deduplicated:
-            files = [without_repeats(tokens) for tokens in files]
-        return np.concatenate([tokens[0] for tokens in files])
+        for tokens in corpus.semantic:
+            tokens = tokens[None, :, None]
+            if segment.deduplicated:
+                tokens = without_repeats(tokens)
+            yield tokens[0]
+        return
     levels = pipeline.coarse_lm.layout.predicted.levels
-    acoustic = np.concatenate(corpus.acoustic)
-    if segment.name == "coarse":
-        return acoustic[:, :levels]
-    return acoustic[:, levels:]
+    coarse = segment.name == "coarse"
+    for tokens in corpus.acoustic:
+        yield tokens[:, :levels] if coarse else tokens[:, levels:]
 
 
 def unigram_losses(known, targets, size):
     """Cross entropy of tokens under the frequencies of others, add-one.
 
     Args:
-        known, targets: `(frames, levels)` int.
+        known: iterable of `(frames, levels)` int.
+        targets: `(frames, levels)` int.
         size: int. Codes of a level.
 
     Returns:
         `(levels,)` nats a token.
     """
-    losses = []
-    for level, target in zip(known.T, targets.T, strict=True):
-        counts = np.bincount(level, minlength=size) + 1.0
-        losses.append(-np.mean(np.log(counts / counts.sum())[target]))
-    return np.array(losses)
+    counts = np.ones((targets.shape[1], size))
+    for tokens in known:
+        for level, codes in zip(counts, tokens.T, strict=True):
+            level += np.bincount(codes, minlength=size)
+    logs = np.log(counts / counts.sum(axis=1, keepdims=True))
+    return np.array(
+        [
+            -np.mean(level[target])
+            for level, target in zip(logs, targets.T, strict=True)
+        ]
+    )

@@ -302,3 +302,46 @@ def test_check_audio_rejects(audio, message):
 def test_check_audio_counts_samples_without_a_sample_rate():
     with pytest.raises(ValueError, match="2 samples given, at least 3"):
         check_audio([0.1, 0.2], min_samples=3)
+
+
+# === Pauses ===
+
+
+def spoken(before, voice, after, rate=8000):
+    """Noise of some seconds between pauses 50 dB below it."""
+    rng = np.random.default_rng(0)
+    seconds = np.array([before, voice, after])
+    level = np.repeat([0.0003, 0.1, 0.0003], (seconds * rate).astype(int))
+    return (level * rng.normal(0, 1, len(level))).astype("float32")
+
+
+@pytest.mark.parametrize(
+    "seconds, kept",
+    [
+        ((1.0, 2.0, 3.0), (0.8, 3.2)),
+        ((0.1, 2.0, 0.1), (0.0, 2.2)),
+        ((0.0, 0.3, 4.0), (0.0, 0.5)),
+        ((3.0, 0.3, 0.0), (2.8, 3.3)),
+    ],
+)
+def test_pauses_at_the_ends_are_cut_off(seconds, kept):
+    sound = spoken(*seconds)
+    start, end = (round(8000 * k) for k in kept)
+    trimmed = audio_lib.trim_silence(sound, 8000)
+    assert abs(len(trimmed) - (end - start)) <= 2 * 160
+    offset = (trimmed.ctypes.data - sound.ctypes.data) // 4  # a view
+    assert abs(offset - start) <= 160
+
+
+def test_pauses_inside_and_the_shortest_duration_are_kept():
+    twice = np.concatenate([spoken(0, 1, 2), spoken(0, 1, 0)])
+    np.testing.assert_array_equal(audio_lib.trim_silence(twice, 8000), twice)
+    sound = spoken(2, 0.1, 2)
+    assert len(audio_lib.trim_silence(sound, 8000, 3.0)) == 3 * 8000
+    assert len(audio_lib.trim_silence(sound, 8000, 9.0)) == len(sound)
+
+
+def test_a_click_in_digital_silence_is_found():
+    sound = np.zeros(8000, "float32")
+    sound[6000] = 1.0
+    assert 1.0 in audio_lib.trim_silence(sound, 8000)

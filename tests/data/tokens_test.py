@@ -1,12 +1,16 @@
 import json
-from types import SimpleNamespace
+import pickle
 
 import numpy as np
 import pytest
 import soundfile
 
-from keras_audiolm.data import tokens
-from keras_audiolm.data.tokens import TokenCrops, tokenize_corpus
+from keras_audiolm.data import store, tokens
+from keras_audiolm.data.tokens import (
+    TokenCorpus,
+    TokenCrops,
+    tokenize_corpus,
+)
 
 RATE = 8000
 HOP = 80  # samples of a semantic frame, and of two acoustic ones
@@ -24,22 +28,40 @@ def codes_of(file, frames, levels=None):
     return codes.astype("int32")
 
 
-def corpus_of(unit=(1, 2), sizes=(5, 1, 9, 0, 20, 2), voices="aababb"):
+class MemoryCorpus:
+    """What `TokenCrops` needs of a `TokenCorpus`, from lists of arrays."""
+
+    def __init__(self, semantic, acoustic, voices, unit):
+        self.semantic, self.acoustic = semantic, acoustic
+        self.voices, self.unit = np.array(voices), unit
+        self.semantic_lengths = np.array([len(x) for x in semantic])
+        self.acoustic_lengths = np.array([len(x) for x in acoustic])
+
+    def read(self, file, start, count):
+        s, a = self.unit
+        return (
+            self.semantic[file][start * s : (start + count) * s],
+            self.acoustic[file][start * a : (start + count) * a],
+        )
+
+
+def corpus_of(
+    unit=(1, 2), sizes=(5, 1, 9, 0, 20, 2), voices=(0, 0, 1, 0, 1, 1)
+):
     """Files of `sizes` units, some of them with a frame or two to spare."""
     s, a = unit
-    return SimpleNamespace(
-        semantic=[codes_of(f, n * s + f % 2) for f, n in enumerate(sizes)],
-        acoustic=[
-            codes_of(f, n * a + f % a, LEVELS) for f, n in enumerate(sizes)
-        ],
-        voices=list(voices),
+    return MemoryCorpus(
+        [codes_of(f, n * s + f % 2) for f, n in enumerate(sizes)],
+        [codes_of(f, n * a + f % a, LEVELS) for f, n in enumerate(sizes)],
+        voices,
+        unit,
     )
 
 
 def crops_of(units=12, unit=(1, 2), **kwargs):
     kwargs = {"batch_size": 6, "steps_per_epoch": 3, "seed": 1, **kwargs}
     corpus = kwargs.pop("corpus", None) or corpus_of(unit)
-    return TokenCrops(corpus, unit, units, lambda *both: both, **kwargs)
+    return TokenCrops(corpus, units, lambda *both: both, **kwargs)
 
 
 def batches_of(crops):
@@ -165,7 +187,7 @@ def test_batches_end():
 
 
 def test_a_corpus_without_whole_units_is_refused():
-    corpus = corpus_of(unit=(1, 2), sizes=(0, 0), voices="ab")
+    corpus = corpus_of(unit=(1, 2), sizes=(0, 0), voices=(0, 1))
     with pytest.raises(ValueError, match="as long as one semantic frame"):
         crops_of(corpus=corpus)
 
@@ -175,7 +197,7 @@ def test_a_corpus_without_whole_units_is_refused():
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(tokens, "FILES_PER_SHARD", 2)
+    monkeypatch.setattr(store, "FILES_PER_SHARD", 2)
 
 
 @pytest.fixture
@@ -211,12 +233,37 @@ class Tokenizer:
         ]
 
 
-def tokenize(files, folder, tokenizer, identity="one"):
-    return tokenize_corpus(files, folder, tokenizer, RATE, identity)
+def metadata_of(identity="one", min_duration=0.0, trim_silence=False):
+    """Of models that make a semantic frame of 10 ms and two acoustic ones."""
+    return store.make_metadata(
+        codec={
+            "preset": identity,
+            "weights": identity,
+            "frame_rate": 200.0,
+            "codes": 4_000_000,
+            "levels": LEVELS,
+        },
+        semantic_tokenizer={
+            "preset": None,
+            "weights": "0",
+            "frame_rate": 100.0,
+            "codes": 60_000,
+        },
+        sample_rate=RATE,
+        unit=(1, 2),
+        min_duration=min_duration,
+        trim_silence=trim_silence,
+        licence="CC0-1.0",
+    )
+
+
+def tokenize(files, folder, tokenizer, identity="one", **others):
+    metadata = metadata_of(identity, **others)
+    return tokenize_corpus(files, folder, tokenizer, metadata)
 
 
 def assert_holds(corpus, numbers):
-    assert len(corpus.semantic) == len(corpus.acoustic) == len(numbers)
+    assert len(corpus) == len(corpus.semantic) == len(numbers)
     for k, semantic, acoustic in zip(
         numbers, corpus.semantic, corpus.acoustic, strict=True
     ):
@@ -230,7 +277,8 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-WHOLE = ["index.json"] + [f"shard-{n:05d}.npz" for n in range(3)]
+SHARDS = [f"shard-{n:05d}.array_record" for n in range(3)]
+WHOLE = ["index.npz", "metadata.json", *SHARDS, "skipped.csv"]
 
 
 def test_a_corpus_is_all_files_in_order(files, tmp_path):
@@ -239,9 +287,27 @@ def test_a_corpus_is_all_files_in_order(files, tmp_path):
     corpus = tokenize(files, folder, tokenizer)
     assert tokenizer.seen == [[0, 1], [2, 3], [4]]
     assert_holds(corpus, range(5))
-    assert corpus.voices == [str(path.parent) for path in files]
+    voices = corpus.voice_names[corpus.voices].tolist()
+    assert voices == [str(path.parent) for path in files]
     assert corpus.skipped == {}
     assert names(folder) == WHOLE
+    assert_holds(pickle.loads(pickle.dumps(corpus)), range(5))
+
+
+def test_large_files_get_a_shard_of_their_own(files, tmp_path, monkeypatch):
+    sizes = [path.stat().st_size for path in files]
+    monkeypatch.setattr(store, "BYTES_PER_SHARD", sizes[0] + sizes[1])
+    tokenizer = Tokenizer()
+    assert_holds(tokenize(files, tmp_path / "tokens", tokenizer), range(5))
+    assert tokenizer.seen == [[0, 1], [2], [3], [4]]
+
+
+def test_so_much_audio_is_tokenized_at_once(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "FILES_PER_SHARD", 5)
+    monkeypatch.setattr(tokens, "SECONDS_AT_ONCE", 2.5 * HOP / RATE)
+    tokenizer = Tokenizer()
+    assert_holds(tokenize(files, tmp_path / "tokens", tokenizer), range(5))
+    assert tokenizer.seen == [[0, 1], [2], [3], [4]]
 
 
 def test_what_is_there_is_not_tokenized_again(files, tmp_path):
@@ -254,7 +320,9 @@ def test_a_stop_leaves_whole_shards_and_the_next_run_goes_on(files, tmp_path):
     folder = tmp_path / "tokens"
     with pytest.raises(RuntimeError, match="switched off"):
         tokenize(files, folder, Tokenizer(fail_at=1))
-    assert names(folder) == WHOLE[:2]
+    assert names(folder) == ["metadata.json", SHARDS[0]]
+    with pytest.raises(ValueError, match="is not finished"):
+        TokenCorpus(folder)
     second = Tokenizer()
     assert_holds(tokenize(files, folder, second), range(5))
     assert second.seen == [[2, 3], [4]]
@@ -264,17 +332,29 @@ def test_a_stop_leaves_whole_shards_and_the_next_run_goes_on(files, tmp_path):
 def test_a_stop_while_writing_leaves_no_shard(files, tmp_path, monkeypatch):
     folder = tmp_path / "tokens"
 
-    def savez(out, **arrays):
-        out.write(b"half of")
+    def full(self):
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(np, "savez", savez)
+        patch.setattr(store.ShardWriter, "_index", full)
         with pytest.raises(OSError, match="No space left"):
             tokenize(files, folder, Tokenizer())
-    assert not list(folder.glob("*.npz"))
+    assert names(folder) == ["metadata.json"]
     assert_holds(tokenize(files, folder, Tokenizer()), range(5))
     assert names(folder) == WHOLE
+
+
+def test_a_damaged_shard_is_named(files, tmp_path):
+    folder = tmp_path / "tokens"
+    corpus = tokenize(files, folder, Tokenizer())
+    shard = folder / SHARDS[1]
+    shard.write_bytes(shard.read_bytes()[:100])
+    assert corpus.semantic[1].tolist() == codes_of(1, 2).tolist()
+    with pytest.raises(ValueError, match=f"{SHARDS[1]} is missing or damaged"):
+        corpus.read(2)
+    (folder / "index.npz").unlink()
+    with pytest.raises(ValueError, match=f"{SHARDS[1]} is missing or damaged"):
+        store.finish_store(folder)
 
 
 def test_bad_files_are_skipped_and_stay_known(files, tmp_path):
@@ -296,8 +376,8 @@ def test_silent_and_too_short_files_are_skipped(files, tmp_path):
     soundfile.write(files[1], np.zeros(RATE), RATE)
     soundfile.write(files[3], np.full(7, 0.1), RATE)
     with pytest.warns(UserWarning, match=r"2 file\(s\) "):
-        corpus = tokenize_corpus(
-            files, tmp_path, Tokenizer(), RATE, "v1", min_duration=0.001
+        corpus = tokenize(
+            files, tmp_path / "tokens", Tokenizer(), min_duration=0.001
         )
     assert_holds(corpus, [0, 2, 4])
     assert corpus.skipped[files[1]] == "is silent"
@@ -332,16 +412,112 @@ def test_tokens_of_something_else_are_refused(files, tmp_path, change):
     else:
         soundfile.write(files[0], np.full(5 * HOP, 0.5), RATE)
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    with pytest.raises(ValueError, match="other files or of other.*token_dir"):
+    with pytest.raises(ValueError, match="other files or of other") as refused:
         tokenize(files, folder, Tokenizer(), identity)
+    assert "token_dir" in str(refused.value)
+    assert ("found one" in str(refused.value)) == (change == "identity")
+    assert ("expected two" in str(refused.value)) == (change == "identity")
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
-def test_the_index_says_whose_tokens_they_are(files, tmp_path):
-    tokenize(files, tmp_path / "tokens", Tokenizer(), "fingerprint")
-    index = json.loads((tmp_path / "tokens" / "index.json").read_text())
-    assert index["identity"] == "fingerprint"
-    assert index["files"].startswith("5 files, ")
+def test_the_metadata_says_whose_tokens_they_are(files, tmp_path):
+    files[0].write_bytes(b"")
+    with pytest.warns(UserWarning, match="gave no tokens"):
+        tokenize(files, tmp_path / "tokens", Tokenizer(), "my_preset")
+    found = json.loads((tmp_path / "tokens" / "metadata.json").read_text())
+    assert found["codec"]["preset"] == "my_preset"
+    assert found["licence"] == "CC0-1.0" and found["version"] == 1
+    assert found["files"].startswith("5 files, ")
+    assert found["counts"] == {
+        "recordings": 4,
+        "voices": 2,
+        "skipped": 1,
+        "hours": pytest.approx(14 * HOP / RATE / 3600),
+        "semantic_tokens": 14,
+        "acoustic_tokens": 14 * 2 * LEVELS,
+    }
+
+
+def test_a_store_of_another_version_is_refused(tmp_path):
+    text = json.dumps({**metadata_of(), "version": 2})
+    (tmp_path / "metadata.json").write_text(text)
+    assert not store.is_store(tmp_path)
+    with pytest.raises(ValueError, match="version 2, .* version 1"):
+        TokenCorpus(tmp_path)
+
+
+def test_pauses_at_both_ends_are_cut_off_if_asked_for(files, tmp_path):
+    pause = np.zeros(10 * HOP)
+    clip = np.full(100 * HOP, 1 / 64)
+    soundfile.write(files[0], np.concatenate([pause, clip] + 5 * [pause]), RATE)
+
+    def lengths(clips):
+        numbers = np.arange(len(clips), dtype="int32")
+        assert [len(c) for c in clips] == [130 * HOP, 2 * HOP][: len(clips)]
+        return [(numbers, np.zeros((2, LEVELS), "int32")) for _ in clips]
+
+    tokenize(files[:2], tmp_path / "tokens", lengths, trim_silence=True)
+
+
+# === Stretches of recordings ===
+
+SIZES = ((40, 80), (23, 51), (60, 80), (0, 3), (7, 14), (21, 42))
+
+
+@pytest.fixture
+def random_store(tmp_path):
+    """A store of one shard with a record for each 20 units, and its tokens."""
+    metadata = {**metadata_of(), "piece": 20}
+    rng = np.random.default_rng(0)
+    tokens = [
+        (
+            rng.integers(60_000, size=s, dtype="int32"),
+            rng.integers(4_000_000, size=(a, LEVELS), dtype="int32"),
+        )
+        for s, a in SIZES
+    ]
+    plan = store.StorePlan(["voice/0.wav"], tmp_path, metadata)
+    with store.ShardWriter(store.shard_path(tmp_path, 0), metadata) as shard:
+        for number, pair in enumerate(tokens):
+            shard.add(f"voice/{number}.wav", *pair)
+    plan.finish()
+    return TokenCorpus(tmp_path), tokens
+
+
+@pytest.mark.parametrize("start, count", [(0, 3), (19, 2), (20, 1), (3, 17)])
+def test_a_stretch_is_what_the_whole_has_there(random_store, start, count):
+    corpus, tokens = random_store
+    for file, (semantic, acoustic) in enumerate(tokens):
+        if start + count > min(len(semantic), len(acoustic) // 2):
+            continue
+        found = corpus.read(file, start, count)
+        stop = start + count
+        np.testing.assert_array_equal(found[0], semantic[start:stop])
+        np.testing.assert_array_equal(found[1], acoustic[2 * start : 2 * stop])
+
+
+def test_a_whole_recording_has_its_odd_frames(random_store):
+    corpus, tokens = random_store
+    for file, expected in enumerate(tokens):
+        for found, one in zip(corpus.read(file), expected, strict=True):
+            np.testing.assert_array_equal(found, one)
+            assert found.dtype == np.int32
+    runs = sum(np.count_nonzero(np.diff(s)) + 1 for s, _ in tokens if len(s))
+    assert corpus.mean_run == sum(len(s) for s, _ in tokens) / runs
+
+
+def test_a_stretch_reads_only_its_pieces(random_store, monkeypatch):
+    corpus, _ = random_store
+    read, counts = corpus._readers.read, []
+
+    def counted(shard, first, count):
+        counts.append(count)
+        return read(shard, first, count)
+
+    monkeypatch.setattr(corpus._readers, "read", counted)
+    for start, count in ((0, 20), (20, 20), (19, 2)):
+        corpus.read(0, start, count)
+    assert counts == [1, 1, 2]
 
 
 def test_crops_of_a_corpus_on_disk(files, tmp_path):
@@ -351,3 +527,16 @@ def test_crops_of_a_corpus_on_disk(files, tmp_path):
         for row in range(len(semantic)):
             moment = acoustic[row, :, 0]
             check_row(semantic[row], moment, last[row], (1, 2), corpus)
+
+
+def test_crops_from_disk_equal_those_of_the_same_tokens_in_memory(
+    random_store,
+):
+    corpus, tokens = random_store
+    memory = MemoryCorpus(*zip(*tokens, strict=True), corpus.voices, (1, 2))
+    for one, other in zip(
+        batches_of(crops_of(30, corpus=corpus)),
+        batches_of(crops_of(30, corpus=memory)),
+        strict=True,
+    ):
+        assert same(one, other)
