@@ -15,6 +15,7 @@ from keras_audiolm import presets, training
 from keras_audiolm.data.audio import check_audio, load_audio
 from keras_audiolm.generation import Cascade, Player, Tokens, by_stage
 from keras_audiolm.language_model.layout import PADDING
+from keras_audiolm.layers.distribution import make_layout_map
 
 # Seconds that are tokenized at once, and the past that the codec hears again
 # at the start of each: more than its convolutions reach back.
@@ -64,6 +65,7 @@ class AudioLMPipeline:
         self._builders = {}
         self._trained = set(trained)
         self._compiled = {}
+        self.remat = False
         self._card = None
         # What the tokenizers were loaded from, while they are as they were.
         self.preset = None
@@ -71,7 +73,7 @@ class AudioLMPipeline:
     # === Presets ===
 
     @classmethod
-    def from_preset(cls, preset, load_weights=True):
+    def from_preset(cls, preset, load_weights=True, dtype=None):
         """A pipeline of a preset; returns before anything large is built.
 
         Args:
@@ -81,6 +83,8 @@ class AudioLMPipeline:
             load_weights: bool. Whether trained parts get their weights;
                 otherwise the pipeline has the preset's sizes and is
                 untrained.
+            dtype: str, optional. A dtype policy in the place of the preset's,
+                like `"mixed_bfloat16"`. The codec stays in float32.
 
         Raises:
             ValueError: if there is no such preset or its files do not fit.
@@ -100,7 +104,11 @@ class AudioLMPipeline:
             if name in trained:
                 presets.check_weights(folder, name)
             pipeline._builders[name] = functools.partial(
-                presets.load_part, folder, name, load_weights=name in trained
+                presets.load_part,
+                folder,
+                name,
+                load_weights=name in trained,
+                dtype=dtype,
             )
         if load_weights:
             pipeline._card = presets.read_card(folder)
@@ -271,10 +279,39 @@ class AudioLMPipeline:
 
     # === Training ===
 
-    def compile(self, **parts):
-        """Sets how parts are trained; parts not named keep their defaults.
+    @staticmethod
+    def get_layout_map(device_mesh):
+        """The layout maps of `StageLM`, `ParallelDecoder` and `W2vBert` in one.
 
         Args:
+            device_mesh: `keras.distribution.DeviceMesh` with axes `"batch"`
+                and `"model"`.
+
+        Returns:
+            `keras.distribution.LayoutMap`, to train all parts with. The codec
+            stands on every device.
+        """
+        from keras_audiolm.language_model import parallel_decoder, stage_lm
+        from keras_audiolm.semantic import w2v_bert
+
+        axes = "batch", "model"
+        layouts = {
+            **stage_lm.stage_layouts(*axes),
+            **parallel_decoder.decoder_layouts(*axes),
+            **w2v_bert.encoder_layouts(*axes),
+        }
+        return make_layout_map(device_mesh, layouts)
+
+    def compile(self, remat=False, **parts):
+        """Sets how parts are trained; parts not named keep their defaults.
+
+        Gradient accumulation and averages of the weights are arguments of the
+        optimizers, `gradient_accumulation_steps` and `use_ema`.
+
+        Args:
+            remat: bool. Whether the blocks of the language models and of the
+                semantic encoder recompute their activations in the backward
+                pass, to save memory.
             **parts: by part name, an optimizer; for `codec`, also a compiled
                 `SoundStreamTrainer` around this pipeline's codec, to choose
                 its discriminators and losses.
@@ -290,6 +327,7 @@ class AudioLMPipeline:
                 )
             if value is not None:
                 self._compiled[name] = value
+        self.remat = remat
 
     def fit(
         self,
@@ -301,6 +339,7 @@ class AudioLMPipeline:
         validation_data=None,
         token_dir=None,
         checkpoint_dir=None,
+        backup_every=None,
         speed_range=None,
         callbacks=None,
         verbose=1,
@@ -312,7 +351,8 @@ class AudioLMPipeline:
         once and kept in `token_dir`, like the examples of the detector, which
         is trained on what this pipeline makes, and only where `parts` names it
         (a pipeline without one gets one). With a `checkpoint_dir`, a run that
-        was stopped goes on from its last epoch when it is called again.
+        was stopped, by whatever, goes on from its last backup when it is
+        called again, and ends with the weights that it would have had.
 
         Args:
             data: folder of recordings, or a list of files. For the language
@@ -327,6 +367,9 @@ class AudioLMPipeline:
             validation_data: as `data`, optional.
             token_dir: folder for tokens. Defaults to a temporary one.
             checkpoint_dir: folder for checkpoints. Defaults to none.
+            backup_every: int, or a dictionary by part. Steps between backups
+                in `checkpoint_dir`, 1000 by default; there is one after each
+                epoch as well.
             speed_range: pair of floats, optional, like (0.8, 1.25): speed and
                 pitch of the audio that codec and encoder hear are changed at
                 random.
@@ -348,6 +391,7 @@ class AudioLMPipeline:
             batch_size=batch_size,
             token_dir=token_dir,
             checkpoint_dir=checkpoint_dir,
+            backup_every=backup_every,
             speed_range=speed_range,
             callbacks=callbacks,
             verbose=verbose,

@@ -267,18 +267,22 @@ def _inside(folder, path):
     return path
 
 
-def load_part(folder, part, load_weights=True):
+def load_part(folder, part, load_weights=True, dtype=None):
     """Builds one part of a preset.
 
     Args:
         folder: `pathlib.Path` of the preset.
         part: str.
         load_weights: bool.
+        dtype: str, optional. A policy in the place of the preset's. The
+            codec, which is small, stays in float32.
 
     Raises:
         ValueError: on files that are missing or do not fit each other.
     """
     config = read_config(folder, part)
+    if dtype and part != "codec":
+        config = with_policy(config, dtype)
     class_name = _class_name(config).removeprefix("keras_audiolm>")
     modules = [importlib.import_module(name) for name in MODULES[class_name]]
     cls = getattr(modules[0], class_name)
@@ -294,6 +298,17 @@ def load_part(folder, part, load_weights=True):
     if load_weights:
         _load_weights(model, _inside(folder, folder / part / WEIGHTS))
     return model
+
+
+def with_policy(config, dtype):
+    """A model's configuration with another dtype policy throughout."""
+    if isinstance(config, list):
+        return [with_policy(item, dtype) for item in config]
+    if not isinstance(config, dict):
+        return config
+    if config.get("class_name") == "DTypePolicy":
+        return {**config, "config": {"name": dtype}}
+    return {name: with_policy(item, dtype) for name, item in config.items()}
 
 
 WEIGHTS = "model.weights.h5"

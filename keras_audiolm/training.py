@@ -10,7 +10,14 @@ import tempfile
 import keras
 import numpy as np
 
+from keras_audiolm.backup import Backup
 from keras_audiolm.data.audio import find_audio_files
+from keras_audiolm.data.batches import (
+    FollowEpochs,
+    Rest,
+    check_distribution,
+    share,
+)
 from keras_audiolm.data.crops import AudioCrops
 from keras_audiolm.data.store import (
     check_metadata,
@@ -28,6 +35,7 @@ from keras_audiolm.language_model.layout import (
     without_repeats,
 )
 from keras_audiolm.layers.checksum import weights_checksum
+from keras_audiolm.layers.distribution import process, refuse_replicas
 from keras_audiolm.presets import PARTS
 
 LANGUAGE_MODELS = ("semantic_lm", "coarse_lm", "fine_lm", "parallel_decoder")
@@ -44,6 +52,8 @@ BATCH_SIZE = {
     "parallel_decoder": 4,
     "detector": 32,
 }
+# Steps between backups.
+BACKUP_EVERY = 1000
 # Batches of crops that k-means sees in a pass.
 KMEANS_BATCHES = 64
 
@@ -63,6 +73,7 @@ class Plan:
         batch_size,
         token_dir,
         checkpoint_dir,
+        backup_every,
         speed_range,
         callbacks,
         verbose,
@@ -76,12 +87,14 @@ class Plan:
             epochs=epochs,
             steps_per_epoch=steps_per_epoch,
             batch_size=batch_size,
+            backup_every=backup_every,
         )
         self.epochs = epochs
         self.steps_per_epoch = steps_per_epoch
         self.batch_size = batch_size
         self.token_dir = token_dir
         self.checkpoint_dir = checkpoint_dir and pathlib.Path(checkpoint_dir)
+        self.backup_every = backup_every
         self.speed_range = speed_range
         self.callbacks = list(callbacks or [])
         self.verbose = verbose
@@ -93,6 +106,16 @@ class Plan:
         if isinstance(value, dict):
             value = value.get(part)
         return default if value is None else value
+
+    def settings(self, part):
+        """What a part was trained with, as its checkpoints say it."""
+        return {
+            "epochs": self.of("epochs", part),
+            "steps_per_epoch": self.of("steps_per_epoch", part),
+            "batch_size": self.of("batch_size", part),
+            "seed": self.seed,
+            "files": len(self.files),
+        }
 
 
 def list_files(data):
@@ -170,13 +193,7 @@ class Finished:
     def __init__(self, plan, part, pipeline):
         self.model = pipeline.part(part)
         self.folder = plan.checkpoint_dir and plan.checkpoint_dir / part
-        self.settings = {
-            "epochs": plan.of("epochs", part),
-            "steps_per_epoch": plan.of("steps_per_epoch", part),
-            "batch_size": plan.of("batch_size", part),
-            "seed": plan.seed,
-            "files": len(plan.files),
-        }
+        self.settings = plan.settings(part)
 
     def load(self):
         """Loads the part's weights, if they were trained as asked for now."""
@@ -188,13 +205,14 @@ class Finished:
         return True
 
     def save(self):
-        if not self.folder:
+        if not self.folder or process()[0] > 0:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         save_weights(self.model, self.folder / "model.weights.h5")
         temporary = self.folder / "done.tmp"
         temporary.write_text(json.dumps(self.settings))
         os.replace(temporary, self.folder / "done.json")
+        shutil.rmtree(self.folder / "backup", ignore_errors=True)
 
 
 def save_weights(model, path):
@@ -204,51 +222,17 @@ def save_weights(model, path):
     os.replace(temporary, path)
 
 
-class Backup(keras.callbacks.Callback):
-    """Keeps the weights, the optimizer and how many epochs are done.
-
-    `keras.callbacks.BackupAndRestore` writes over the file that it restores
-    from: a stop in that moment would leave one that it can no longer load.
-
-    Args:
-        folder: `pathlib.Path`.
-    """
-
-    def __init__(self, folder):
-        super().__init__()
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def files(self):
-        return sorted(self.folder.glob("epoch-*.weights.h5"))
-
-    def restore(self, model):
-        """Loads the last backup; returns how many epochs are done."""
-        # Only an optimizer that is built gets its moments back.
-        model.optimizer.build(model.trainable_variables)
-        if not self.files():
-            return 0
-        last = self.files()[-1]
-        model.load_weights(last)
-        return int(last.name.removesuffix(".weights.h5").split("-")[1])
-
-    def on_epoch_end(self, epoch, logs=None):
-        old = self.files()
-        name = f"epoch-{epoch + 1:06d}.weights.h5"
-        save_weights(self.model, self.folder / name)
-        for path in old:
-            path.unlink()
-
-
 # === Parts that hear audio ===
 
 
 def fit_codec(pipeline, plan):
     trainer = codec_trainer(pipeline, plan)
     trainer.build()
-    return run_fit(
-        trainer, "codec", plan, *audio_crops(pipeline, "codec", plan)
-    )
+    crops, validation = audio_crops(pipeline, "codec", plan)
+    if process()[1] > 1:
+        # In `fit`, each process would start them from its own rows.
+        trainer.initialize_codebooks(crops)
+    return run_fit(trainer, "codec", plan, crops, validation)
 
 
 def codec_trainer(pipeline, plan):
@@ -292,6 +276,7 @@ def fit_semantic_tokenizer(pipeline, plan):
     tokenizer = pipeline.semantic_tokenizer
     encoder, history = tokenizer.encoder, {}
     if getattr(encoder, "self_supervised", False):
+        encoder.remat = pipeline.remat
         encoder.compile(
             pipeline.optimizer("semantic_tokenizer")
             or keras.optimizers.AdamW(1e-3, beta_2=0.98, clipnorm=1.0)
@@ -360,7 +345,10 @@ def tokenize_split(pipeline, files, folder):
     if isinstance(files, TokenCorpus):
         check_metadata(files.folder, files.metadata, metadata, TOKEN_MODELS)
         return files
-    return tokenize_corpus(files, folder, pipeline.tokenize_many, metadata)
+    tokenize = pipeline.tokenize_many
+    if process()[1] > 1:
+        tokenize = refuse_to_tokenize
+    return tokenize_corpus(files, folder, tokenize, metadata)
 
 
 def token_metadata(pipeline, trim_silence=False, licence=None):
@@ -403,6 +391,14 @@ def token_metadata(pipeline, trim_silence=False, licence=None):
     )
 
 
+def refuse_to_tokenize(clips):
+    raise ValueError(
+        "Tokens are made by one process and read by all, and there are some "
+        "missing in token_dir. Call fit in a single process first, with the "
+        "same token_dir; it may be stopped once it begins to train."
+    )
+
+
 def fingerprint(pipeline):
     """A checksum of the weights that tokens depend on."""
     pipeline._require(TOKEN_MODELS, "Tokenizing")
@@ -442,6 +438,7 @@ def fit_language_model(pipeline, part, plan, corpora):
     if model.layout.predicted.deduplicated:
         model.frames_per_token.assign(corpora["training"].mean_run)
     steps = training.steps_per_epoch * plan.of("epochs", part, 1)
+    getattr(model, "backbone", model).remat = pipeline.remat
     model.compile(pipeline.optimizer(part) or default_optimizer(model, steps))
     return run_fit(model, part, plan, training, validation)
 
@@ -555,39 +552,44 @@ def fit_detector(pipeline, plan, folder):
 # === The loop ===
 
 
-def start_epoch(model, training, epoch):
-    """Sets the crops and the seed generators to where an epoch begins.
-
-    Keras checkpoints leave out the counters of seed generators, so that a
-    resumed run would draw the dropout of its first epochs again.
-    """
-    training.epoch = epoch
-    for variable in model.variables:
-        if variable.name == "seed_generator_state":
-            seed = int(keras.ops.convert_to_numpy(variable)[0])
-            # Room for a million draws an epoch, within an int32.
-            variable.assign([seed, epoch % 2**11 << 20])
-
-
 def run_fit(model, part, plan, training, validation):
-    """`fit`, resumable: the same epochs whether it is stopped or not."""
-    follow = keras.callbacks.LambdaCallback(
-        on_epoch_begin=lambda epoch, logs: start_epoch(model, training, epoch)
+    """`fit`, resumable: the same steps whether it is stopped or not.
+
+    Returns:
+        The history, with the epochs before a stop.
+    """
+    refuse_replicas()
+    check_distribution(part, plan.of("batch_size", part, BATCH_SIZE[part]))
+    callbacks = [FollowEpochs(training), *plan.callbacks]
+    epochs = plan.of("epochs", part, 1)
+
+    def fit(crops, first, last):
+        return model.fit(
+            share(crops),
+            validation_data=share(validation),
+            epochs=last,
+            initial_epoch=first,
+            shuffle=False,
+            callbacks=callbacks,
+            verbose=plan.verbose,
+        )
+
+    if not plan.checkpoint_dir:
+        return fit(training, 0, epochs).history
+    backup = Backup(
+        plan.checkpoint_dir / part / "backup",
+        plan.settings(part),
+        plan.of("backup_every", part, BACKUP_EVERY),
     )
-    callbacks, done = [follow, *plan.callbacks], 0
-    if plan.checkpoint_dir:
-        backup = Backup(plan.checkpoint_dir / part / "backup")
-        done = backup.restore(model)
-        callbacks.append(backup)
-    result = model.fit(
-        training,
-        validation_data=validation,
-        epochs=plan.of("epochs", part, 1),
-        initial_epoch=done,
-        shuffle=False,
-        callbacks=callbacks,
-        verbose=plan.verbose,
-    )
-    if plan.checkpoint_dir:
-        shutil.rmtree(backup.folder, ignore_errors=True)
-    return result.history
+    backup.restore(model)
+    callbacks.append(backup)
+    if backup.step:
+        # All epochs of a `fit` have as many steps: the rest of the one that
+        # was stopped is a `fit` of its own.
+        rest = Rest(training, backup.step)
+        fit(rest, backup.epoch, backup.epoch + 1)
+        if model.stop_training:
+            return backup.history
+        backup.restore_end_of_epoch(model)
+    fit(training, backup.epoch, epochs)
+    return backup.history

@@ -765,69 +765,6 @@ def test_a_store_of_other_weights_is_refused_by_name(
         assert "semantic_tokenizer:" not in str(refused.value)
 
 
-@pytest.mark.large
-def test_stopped_and_resumed_equals_uninterrupted(recordings, tmp_path):
-    def train(epochs_before_stop, folder):
-        class Stop(keras.callbacks.Callback):
-            def on_epoch_begin(self, epoch, logs=None):
-                if epoch == epochs_before_stop:
-                    raise KeyboardInterrupt
-
-        def run(callbacks):
-            pipeline = tiny_pipeline()
-            fit(
-                pipeline,
-                recordings,
-                folder,
-                parts=["semantic_lm", "coarse_lm"],
-                epochs=3,
-                steps_per_epoch=2,
-                checkpoint_dir=folder / "checkpoints",
-                callbacks=callbacks,
-            )
-            return pipeline
-
-        if epochs_before_stop is not None:
-            with pytest.raises(KeyboardInterrupt):
-                run([Stop()])
-        return run(None)
-
-    whole = train(None, tmp_path / "whole")
-    parts = train(2, tmp_path / "parts")
-    for name in ("semantic_lm", "coarse_lm"):
-        for a, b in zip(
-            whole.part(name).get_weights(),
-            parts.part(name).get_weights(),
-            strict=True,
-        ):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-
-
-def test_a_stop_while_a_backup_is_written_loses_an_epoch(tmp_path):
-    model = tiny_pipeline().semantic_lm
-    model.compile("adam")
-    backup = training.Backup(tmp_path / "backup")
-    backup.set_model(model)
-    assert backup.restore(model) == 0
-    backup.on_epoch_end(8)
-    backup.on_epoch_end(9)
-    weights = model.get_weights()
-    model.set_weights([w + 1 for w in weights])
-
-    class Stopped:
-        def save_weights(self, path):
-            path.write_bytes(b"half")
-            raise KeyboardInterrupt
-
-    backup.set_model(Stopped())
-    with pytest.raises(KeyboardInterrupt):
-        backup.on_epoch_end(10)
-    assert backup.restore(model) == 10
-    for a, b in zip(weights, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert len(backup.files()) == 1
-
-
 def test_finished_parts_are_not_trained_again(recordings, tmp_path):
     settings = {
         "parts": ["semantic_lm"],
@@ -888,6 +825,7 @@ def test_audio_that_is_heard_is_perturbed_but_not_for_the_clusters(
         files=recordings,
         epochs=1,
         checkpoint_dir=None,
+        backup_every=None,
         speed_range=(0.8, 1.25),
         callbacks=None,
         verbose=0,

@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_audiolm.layers.argmax import argmax
+from keras_audiolm.layers.distribution import refuse_replicas
 from keras_audiolm.layers.initializers import RandomNormal
 
 Quantized = namedtuple("Quantized", ["embeddings", "codes", "commitment_loss"])
@@ -230,6 +231,8 @@ class ResidualVectorQuantizer(keras.layers.Layer):
     # === Training ===
 
     def call(self, x, training=False):
+        if training:
+            refuse_replicas()
         x = ops.cast(x, "float32")
         # (batch,): how many levels each example gets
         levels = self._draw_levels(ops.shape(x)[0], training)

@@ -134,9 +134,13 @@ class SoundStreamTrainer(keras.Model):
         Args:
             x: a `PyDataset` (or array) of audio `(batch, samples)`.
         """
+        self.initialize_codebooks(x)
+        return super().fit(x, **kwargs)
+
+    def initialize_codebooks(self, x):
+        """Starts the codebooks from the audio of `fit`, if they are not."""
         if not float(ops.convert_to_numpy(self.codec.initialized)):
             self.codec.initialize_codebooks(audio_batches(x))
-        return super().fit(x, **kwargs)
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True

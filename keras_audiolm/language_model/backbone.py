@@ -11,6 +11,7 @@ from keras_audiolm.layers.compiled import (
     has_slow_batched_products,
 )
 from keras_audiolm.layers.initializers import GlorotUniform, RandomNormal
+from keras_audiolm.layers.remat import recomputed
 from keras_audiolm.layers.rotary import apply_rotary
 
 # Scores that count as "not at all", safe in every float type.
@@ -326,6 +327,10 @@ class StageBackbone(keras.Model):
     Returns:
         `(batch, length, hidden_dim)`.
 
+    Attributes:
+        remat: bool. Whether training recomputes the activations of the blocks
+            in the backward pass, to save memory.
+
     Reference:
      - [AudioLM, section IV-B](https://arxiv.org/abs/2209.03143)
      - [GLU variants](https://arxiv.org/abs/2002.05202): the paper's "0.3B
@@ -391,6 +396,8 @@ class StageBackbone(keras.Model):
             dropout, seed=seed + num_layers, dtype=self.dtype_policy
         )
 
+        self.remat = False
+
         # === Config ===
         self.vocabulary_size = vocabulary_size
         self.num_layers = num_layers
@@ -421,7 +428,10 @@ class StageBackbone(keras.Model):
         bias = self._bias(token_ids)
         times = self._times(times)
         for block in self.blocks:
-            x = block(x, bias, times=times, training=training)
+            if self.remat and training:
+                x = recomputed(block, x, bias, times, training=True)
+            else:
+                x = block(x, bias, times=times, training=training)
         return self.final_norm(x)
 
     # === Generation ===

@@ -19,8 +19,13 @@ from keras_audiolm.language_model.sampling import (
     row_generators,
 )
 from keras_audiolm.layers.compiled import CompiledFunction, padded_frames
-from keras_audiolm.layers.conformer import ConformerBlock
+from keras_audiolm.layers.conformer import ConformerBlock, conformer_layouts
+from keras_audiolm.layers.distribution import (
+    make_layout_map,
+    refuse_replicas,
+)
 from keras_audiolm.layers.initializers import RandomNormal
+from keras_audiolm.layers.remat import recomputed
 
 # Passes of the first level; each of the others takes one.
 FIRST_PASSES = 16
@@ -58,6 +63,10 @@ class ParallelDecoder(keras.Model):
         A dictionary: `logits` `(batch, frames, codebook_size)` float32 of one
         level in each row, their `target` `(batch, frames)` int32, and
         `masked` `(batch, frames)` float32, 1 where the target was hidden.
+
+    Attributes:
+        remat: bool. Whether training recomputes the activations of the blocks
+            in the backward pass, to save memory.
 
     Example:
 
@@ -117,6 +126,8 @@ class ParallelDecoder(keras.Model):
         ]
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.accuracy = keras.metrics.Mean(name="accuracy")
+
+        self.remat = False
 
         # === Config ===
         self.layout = layout
@@ -240,7 +251,10 @@ class ParallelDecoder(keras.Model):
             )
         x = ops.cast(x, self.compute_dtype)
         for block in self.blocks:
-            x = block(x, padding_mask=there, training=training)
+            if self.remat and training:
+                x = recomputed(block, x, there, training=True)
+            else:
+                x = block(x, padding_mask=there, training=training)
         return x
 
     def _logits(self, x, level):
@@ -253,6 +267,7 @@ class ParallelDecoder(keras.Model):
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
         """Cross entropy in nats of the tokens that were hidden."""
+        refuse_replicas()
         masked, target = y_pred["masked"], ops.maximum(y_pred["target"], 0)
         count = ops.maximum(ops.sum(masked), 1.0)
         losses = keras.losses.sparse_categorical_crossentropy(
@@ -448,8 +463,50 @@ class ParallelDecoder(keras.Model):
             "seed": self.seed,
         }
 
+    @staticmethod
+    def get_layout_map(
+        device_mesh,
+        model_parallel_dim_name="model",
+        data_parallel_dim_name="batch",
+    ):
+        """Which axis of a mesh each weight is split along.
+
+        Args:
+            device_mesh: `keras.distribution.DeviceMesh` with both axes.
+            model_parallel_dim_name: str. The axis that heads and inner units
+                are split along.
+            data_parallel_dim_name: str. The axis that batches are split
+                along, and the other side of large weights with them.
+
+        Returns:
+            `keras.distribution.LayoutMap`. Weights that it does not name
+            stand on every device.
+
+        Example:
+
+        ```python
+        mesh = keras.distribution.DeviceMesh((2, 4), ("batch", "model"))
+        layout_map = ParallelDecoder.get_layout_map(mesh)
+        keras.distribution.set_distribution(
+            keras.distribution.ModelParallel(layout_map=layout_map)
+        )
+        ```
+        """
+        data, model = data_parallel_dim_name, model_parallel_dim_name
+        return make_layout_map(device_mesh, decoder_layouts(data, model))
+
     @classmethod
     def from_config(cls, config):
         config = dict(config)
         config["layout"] = TokenLayout(**config["layout"])
         return cls(**config)
+
+
+def decoder_layouts(data, model):
+    """The layouts of `get_layout_map`, given the names of its axes."""
+    return {
+        r"[^/]+/told_embedding": (None, model),
+        r"[^/]+/code_embedding": (None, None, model),
+        r"[^/]+/head": (None, None, model),
+        **conformer_layouts(data, model),
+    }

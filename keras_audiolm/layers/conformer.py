@@ -486,3 +486,23 @@ class ConformerBlock(keras.layers.Layer):
             seed=self.seed,
         )
         return config
+
+
+def conformer_layouts(data, model):
+    """The axes that the weights of blocks named `block_0`, ... are split along.
+
+    Args:
+        data, model: str. Names of the axes of batches, and of heads and inner
+            units.
+    """
+    block = r"[^/]+/block_\d+/"
+    into = "(feed_forward_(start|end)/inner|attention/(query|key|value))"
+    out_of = "(feed_forward_(start|end)/outer|attention/output|convolution/out)"
+    return {
+        block + into + "/kernel": (data, model),
+        block + into + "/bias": (model,),
+        block + out_of + "/kernel": (model, data),
+        # Its halves are multiplied with each other.
+        block + "convolution/gate/kernel": (data, model),
+        block + "convolution/depthwise/kernel": (None, model),
+    }

@@ -5,6 +5,7 @@ from collections import namedtuple
 import keras
 from keras import ops
 
+from keras_audiolm.layers.distribution import refuse_replicas
 from keras_audiolm.layers.initializers import RandomNormal
 
 QuantizedTargets = namedtuple("QuantizedTargets", ["vectors", "codes"])
@@ -127,6 +128,8 @@ class NearestCodeQuantizer(keras.layers.Layer):
         )
 
     def call(self, x, training=False):
+        if training:
+            refuse_replicas()
         change = self.projection_speed * self.projection_change
         frames = ops.matmul(ops.cast(x, "float32"), self.projection + change)
         frames = normalize(frames - self._find_center(frames, training))

@@ -3,8 +3,15 @@
 import keras
 from keras import ops
 
-from keras_audiolm.layers.conformer import ConformerBlock, dense, split_seed
+from keras_audiolm.layers.conformer import (
+    ConformerBlock,
+    conformer_layouts,
+    dense,
+    split_seed,
+)
+from keras_audiolm.layers.distribution import make_layout_map
 from keras_audiolm.layers.initializers import GlorotUniform, RandomNormal
+from keras_audiolm.layers.remat import recomputed
 from keras_audiolm.semantic.log_mel import LogMel, frame_mask
 from keras_audiolm.semantic.nearest_code import (
     NearestCodeQuantizer,
@@ -164,6 +171,10 @@ class W2vBert(keras.Model):
         codebook_size)`, `codes` and the boolean `mask` of shape `(batch,
         frames)`. Use `encode` for activations.
 
+    Attributes:
+        remat: bool. Whether training recomputes the activations of the blocks
+            in the backward pass, to save memory.
+
     Example:
 
     ```python
@@ -254,6 +265,7 @@ class W2vBert(keras.Model):
         self.seed = seed
         # === Layers ===
         self._make_layers()
+        self.remat = False
         # === Metrics ===
         names = (
             "contrastive_loss",
@@ -413,10 +425,10 @@ class W2vBert(keras.Model):
         x = ops.where(mask[:, :, None], embedding, x)
         x = self.input_dropout(x, training=training)
         for block in self.blocks[: self.num_contrastive_layers]:
-            x = block(x, training=training)
+            x = self._apply(block, x, training)
         context = normalize(self.context_head(x))
         for block in self.blocks[self.num_contrastive_layers :]:
-            x = block(x, training=training)
+            x = self._apply(block, x, training)
         return {
             "context": context,
             "targets": targets,
@@ -436,6 +448,11 @@ class W2vBert(keras.Model):
         frames = ops.shape(x)[1] // _SUBSAMPLING
         x = x[:, : frames * _SUBSAMPLING]
         return ops.reshape(x, (-1, frames, _SUBSAMPLING * bands))
+
+    def _apply(self, block, x, training):
+        if self.remat and training:
+            return recomputed(block, x, training=True)
+        return block(x, training=training)
 
     def _draw_mask(self, batch, frames, training):
         """Spans to predict: `(batch, frames)`, at least one in each row.
@@ -516,6 +533,38 @@ class W2vBert(keras.Model):
         self._trackers["mlm_accuracy"].update_state(right)
         return masked, _weighted_mean(loss, 1.0 - mask)
 
+    @staticmethod
+    def get_layout_map(
+        device_mesh,
+        model_parallel_dim_name="model",
+        data_parallel_dim_name="batch",
+    ):
+        """Which axis of a mesh each weight is split along.
+
+        Args:
+            device_mesh: `keras.distribution.DeviceMesh` with both axes.
+            model_parallel_dim_name: str. The axis that heads and inner units
+                are split along.
+            data_parallel_dim_name: str. The axis that batches are split
+                along, and the other side of large weights with them.
+
+        Returns:
+            `keras.distribution.LayoutMap`. Weights that it does not name
+            stand on every device.
+
+        Example:
+
+        ```python
+        mesh = keras.distribution.DeviceMesh((2, 4), ("batch", "model"))
+        layout_map = W2vBert.get_layout_map(mesh)
+        keras.distribution.set_distribution(
+            keras.distribution.ModelParallel(layout_map=layout_map)
+        )
+        ```
+        """
+        data, model = data_parallel_dim_name, model_parallel_dim_name
+        return make_layout_map(device_mesh, encoder_layouts(data, model))
+
     def get_config(self):
         config = super().get_config()
         config.update(
@@ -548,3 +597,12 @@ class W2vBert(keras.Model):
 
 def _weighted_mean(x, weight):
     return ops.sum(x * weight) / ops.maximum(ops.sum(weight), 1.0)
+
+
+def encoder_layouts(data, model):
+    """The layouts of `W2vBert.get_layout_map`, given the names of its axes."""
+    return {
+        r"[^/]+/subsampling/convolution_\d+/kernel": (None, None, model),
+        r"[^/]+/projection/kernel": (data, model),
+        **conformer_layouts(data, model),
+    }
