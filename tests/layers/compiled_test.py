@@ -151,6 +151,8 @@ ON_JAX = pytest.mark.skipif(
 
 def compile_in_a_new_process(home, **settings):
     kept = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    # Keras imports matplotlib where it is installed, which keeps its fonts.
+    kept["MPLCONFIGDIR"] = str(home.parent / "matplotlib")
     done = subprocess.run(
         [sys.executable, "-c", COMPILES],
         env={**kept, "XDG_CACHE_HOME": str(home), **settings},
