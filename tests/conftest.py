@@ -1,8 +1,8 @@
 """What all tests share: how they compile, and which of them are `core`.
 
 `core` tests run on all three backends (`make test`), the others on JAX only.
-Every test is core unless it stands in a file that never calls the backend
-(`BACKEND_FREE`) or is marked `large`.
+Every test is core unless it stands in a file that never calls the backend, or
+only through what is tested elsewhere (`BACKEND_FREE`), or is marked `large`.
 """
 
 import os
@@ -22,15 +22,25 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 import keras
 import pytest
 
-BACKEND_FREE = (
+BACKEND_FREE = {
     "bundled_test.py",
     "cli_test.py",
     "data",
+    "evaluation/abx_test.py",
+    "evaluation/corpus_test.py",
+    "evaluation/detector_test.py",
+    "evaluation/generation_test.py",
+    "evaluation/labels_test.py",
+    "evaluation/listening_page_test.py",
+    "evaluation/listening_score_test.py",
+    "evaluation/listening_test_test.py",
+    "evaluation/memorisation_test.py",
+    "evaluation/perceptual_test.py",
     "examples",
     "import_test.py",
     "scale",
     "tfio",
-)
+}
 
 
 @pytest.fixture(scope="session")
@@ -49,8 +59,9 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        top = item.path.relative_to(TESTS).parts[0]
-        if top not in BACKEND_FREE and not item.get_closest_marker("large"):
+        path = item.path.relative_to(TESTS)
+        free = {path.parts[0], path.as_posix()} & BACKEND_FREE
+        if not free and not item.get_closest_marker("large"):
             item.add_marker(pytest.mark.core)
 
 
