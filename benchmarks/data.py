@@ -300,7 +300,7 @@ def main(argv=None):
     quick = {"crops": 0.2, "store": 0.2, "tokenize": 0.001}
     usual = {"crops": 10.0, "store": 10.0, "tokenize": 0.05}
     seconds = 0.2 if args.quick else args.seconds
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores\n")
+    print(f"{os.cpu_count()} cores of {platform.machine()}\n")
     for section in [args.only] if args.only else SECTIONS:
         hours = args.hours or (quick if args.quick else usual)[section]
         if section == "crops":
