@@ -296,9 +296,9 @@ class AudioLMPipeline:
 
         axes = "batch", "model"
         layouts = {
-            **stage_lm.stage_layouts(*axes),
-            **parallel_decoder.decoder_layouts(*axes),
-            **w2v_bert.encoder_layouts(*axes),
+            **stage_lm.StageLM.weight_layouts(*axes),
+            **parallel_decoder.ParallelDecoder.weight_layouts(*axes),
+            **w2v_bert.W2vBert.weight_layouts(*axes),
         }
         return make_layout_map(device_mesh, layouts)
 

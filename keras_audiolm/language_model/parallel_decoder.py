@@ -21,7 +21,7 @@ from keras_audiolm.language_model.sampling import (
 from keras_audiolm.layers.compiled import CompiledFunction, padded_frames
 from keras_audiolm.layers.conformer import ConformerBlock, conformer_layouts
 from keras_audiolm.layers.distribution import (
-    make_layout_map,
+    ShardedModel,
     refuse_replicas,
 )
 from keras_audiolm.layers.initializers import RandomNormal
@@ -32,7 +32,7 @@ FIRST_PASSES = 16
 
 
 @keras.saving.register_keras_serializable(package="keras_audiolm")
-class ParallelDecoder(keras.Model):
+class ParallelDecoder(ShardedModel, keras.Model):
     """SoundStorm: a bidirectional Conformer that fills in acoustic tokens.
 
     It stands in for the coarse and the fine stage. A frame is one position,
@@ -464,49 +464,17 @@ class ParallelDecoder(keras.Model):
         }
 
     @staticmethod
-    def get_layout_map(
-        device_mesh,
-        model_parallel_dim_name="model",
-        data_parallel_dim_name="batch",
-    ):
-        """Which axis of a mesh each weight is split along.
-
-        Args:
-            device_mesh: `keras.distribution.DeviceMesh` with both axes.
-            model_parallel_dim_name: str. The axis that heads and inner units
-                are split along.
-            data_parallel_dim_name: str. The axis that batches are split
-                along, and the other side of large weights with them.
-
-        Returns:
-            `keras.distribution.LayoutMap`. Weights that it does not name
-            stand on every device.
-
-        Example:
-
-        ```python
-        mesh = keras.distribution.DeviceMesh((2, 4), ("batch", "model"))
-        layout_map = ParallelDecoder.get_layout_map(mesh)
-        keras.distribution.set_distribution(
-            keras.distribution.ModelParallel(layout_map=layout_map)
-        )
-        ```
-        """
-        data, model = data_parallel_dim_name, model_parallel_dim_name
-        return make_layout_map(device_mesh, decoder_layouts(data, model))
+    def weight_layouts(data, model):
+        """The layouts of `get_layout_map`, given the names of its axes."""
+        return {
+            r"[^/]+/told_embedding": (None, model),
+            r"[^/]+/code_embedding": (None, None, model),
+            r"[^/]+/head": (None, None, model),
+            **conformer_layouts(data, model),
+        }
 
     @classmethod
     def from_config(cls, config):
         config = dict(config)
         config["layout"] = TokenLayout(**config["layout"])
         return cls(**config)
-
-
-def decoder_layouts(data, model):
-    """The layouts of `get_layout_map`, given the names of its axes."""
-    return {
-        r"[^/]+/told_embedding": (None, model),
-        r"[^/]+/code_embedding": (None, None, model),
-        r"[^/]+/head": (None, None, model),
-        **conformer_layouts(data, model),
-    }

@@ -9,14 +9,14 @@ from keras_audiolm.language_model.decoding import Decoder
 from keras_audiolm.language_model.layout import PADDING, TokenLayout
 from keras_audiolm.language_model.sampling import Sampling
 from keras_audiolm.layers.distribution import (
-    make_layout_map,
+    ShardedModel,
     refuse_replicas,
 )
 from keras_audiolm.layers.initializers import RandomNormal
 
 
 @keras.saving.register_keras_serializable(package="keras_audiolm")
-class StageLM(keras.Model):
+class StageLM(ShardedModel, keras.Model):
     """Predicts the last segment of a layout from the segments before it.
 
     Every level of the predicted segment has an output head of its own, so
@@ -239,36 +239,15 @@ class StageLM(keras.Model):
         }
 
     @staticmethod
-    def get_layout_map(
-        device_mesh,
-        model_parallel_dim_name="model",
-        data_parallel_dim_name="batch",
-    ):
-        """Which axis of a mesh each weight is split along.
-
-        Args:
-            device_mesh: `keras.distribution.DeviceMesh` with both axes.
-            model_parallel_dim_name: str. The axis that heads and inner units
-                are split along.
-            data_parallel_dim_name: str. The axis that batches are split
-                along, and the other side of large weights with them.
-
-        Returns:
-            `keras.distribution.LayoutMap`. Weights that it does not name
-            stand on every device.
-
-        Example:
-
-        ```python
-        mesh = keras.distribution.DeviceMesh((2, 4), ("batch", "model"))
-        layout_map = StageLM.get_layout_map(mesh)
-        keras.distribution.set_distribution(
-            keras.distribution.ModelParallel(layout_map=layout_map)
-        )
-        ```
-        """
-        data, model = data_parallel_dim_name, model_parallel_dim_name
-        return make_layout_map(device_mesh, stage_layouts(data, model))
+    def weight_layouts(data, model):
+        """The layouts of `get_layout_map`, given the names of its axes."""
+        block = r"[^/]+/backbone/block_\d+/"
+        return {
+            r"[^/]+/head": (None, None, model),
+            r"[^/]+/backbone/token_embedding/embeddings": (None, model),
+            block + "(query|key|value|gate|up)/kernel": (data, model),
+            block + "(attention_output|down)/kernel": (model, data),
+        }
 
     @classmethod
     def from_config(cls, config):
@@ -278,14 +257,3 @@ class StageLM(keras.Model):
             config["backbone"]
         )
         return cls(**config)
-
-
-def stage_layouts(data, model):
-    """The layouts of `StageLM.get_layout_map`, given the names of its axes."""
-    block = r"[^/]+/backbone/block_\d+/"
-    return {
-        r"[^/]+/head": (None, None, model),
-        r"[^/]+/backbone/token_embedding/embeddings": (None, model),
-        block + "(query|key|value|gate|up)/kernel": (data, model),
-        block + "(attention_output|down)/kernel": (model, data),
-    }

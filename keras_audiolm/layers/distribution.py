@@ -44,6 +44,52 @@ def process():
     return jax.process_index(), jax.process_count()
 
 
+class ShardedModel:
+    """A mix-in for models whose weights can be split over devices.
+
+    `weight_layouts(data, model)`, given the names of two axes, is the
+    dictionary that `make_layout_map` takes.
+    """
+
+    @classmethod
+    def get_layout_map(
+        cls,
+        device_mesh,
+        model_parallel_dim_name="model",
+        data_parallel_dim_name="batch",
+    ):
+        """Which axis of a mesh each weight is split along.
+
+        Args:
+            device_mesh: `keras.distribution.DeviceMesh` with both axes.
+            model_parallel_dim_name: str. The axis that heads and inner units
+                are split along.
+            data_parallel_dim_name: str. The axis that batches are split
+                along, and the other side of large weights with them.
+
+        Returns:
+            `keras.distribution.LayoutMap`. Weights that it does not name
+            stand on every device.
+
+        Raises:
+            ValueError: if the mesh lacks an axis.
+
+        Example:
+
+        ```python
+        mesh = keras.distribution.DeviceMesh((2, 4), ("batch", "model"))
+        layout_map = keras_audiolm.StageLM.get_layout_map(mesh)
+        keras.distribution.set_distribution(
+            keras.distribution.ModelParallel(layout_map=layout_map)
+        )
+        ```
+        """
+        layouts = cls.weight_layouts(
+            data_parallel_dim_name, model_parallel_dim_name
+        )
+        return make_layout_map(device_mesh, layouts)
+
+
 def make_layout_map(device_mesh, layouts):
     """A `keras.distribution.LayoutMap`.
 

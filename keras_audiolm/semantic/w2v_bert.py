@@ -9,7 +9,7 @@ from keras_audiolm.layers.conformer import (
     dense,
     split_seed,
 )
-from keras_audiolm.layers.distribution import make_layout_map
+from keras_audiolm.layers.distribution import ShardedModel
 from keras_audiolm.layers.initializers import GlorotUniform, RandomNormal
 from keras_audiolm.layers.remat import recomputed
 from keras_audiolm.semantic.log_mel import LogMel, frame_mask
@@ -93,7 +93,7 @@ class ConvSubsampling(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_audiolm")
-class W2vBert(keras.Model):
+class W2vBert(ShardedModel, keras.Model):
     """Speech encoder trained by contrastive and masked prediction together.
 
     Log-mel frames every 10 ms go through two strided convolutions to 25
@@ -534,36 +534,13 @@ class W2vBert(keras.Model):
         return masked, _weighted_mean(loss, 1.0 - mask)
 
     @staticmethod
-    def get_layout_map(
-        device_mesh,
-        model_parallel_dim_name="model",
-        data_parallel_dim_name="batch",
-    ):
-        """Which axis of a mesh each weight is split along.
-
-        Args:
-            device_mesh: `keras.distribution.DeviceMesh` with both axes.
-            model_parallel_dim_name: str. The axis that heads and inner units
-                are split along.
-            data_parallel_dim_name: str. The axis that batches are split
-                along, and the other side of large weights with them.
-
-        Returns:
-            `keras.distribution.LayoutMap`. Weights that it does not name
-            stand on every device.
-
-        Example:
-
-        ```python
-        mesh = keras.distribution.DeviceMesh((2, 4), ("batch", "model"))
-        layout_map = W2vBert.get_layout_map(mesh)
-        keras.distribution.set_distribution(
-            keras.distribution.ModelParallel(layout_map=layout_map)
-        )
-        ```
-        """
-        data, model = data_parallel_dim_name, model_parallel_dim_name
-        return make_layout_map(device_mesh, encoder_layouts(data, model))
+    def weight_layouts(data, model):
+        """The layouts of `get_layout_map`, given the names of its axes."""
+        return {
+            r"[^/]+/subsampling/convolution_\d+/kernel": (None, None, model),
+            r"[^/]+/projection/kernel": (data, model),
+            **conformer_layouts(data, model),
+        }
 
     def get_config(self):
         config = super().get_config()
@@ -597,12 +574,3 @@ class W2vBert(keras.Model):
 
 def _weighted_mean(x, weight):
     return ops.sum(x * weight) / ops.maximum(ops.sum(weight), 1.0)
-
-
-def encoder_layouts(data, model):
-    """The layouts of `W2vBert.get_layout_map`, given the names of its axes."""
-    return {
-        r"[^/]+/subsampling/convolution_\d+/kernel": (None, None, model),
-        r"[^/]+/projection/kernel": (data, model),
-        **conformer_layouts(data, model),
-    }
