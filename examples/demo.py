@@ -22,7 +22,8 @@ def main(argv=None):
     with Timer(seconds, "load"):
         pipeline = AudioLMPipeline.from_preset(args.preset)
         for part in pipeline.trained_parts:
-            getattr(pipeline, part)  # parts are built when first touched
+            if part != "detector":  # makes no sound
+                getattr(pipeline, part)  # parts are built when first touched
         rate = pipeline.sample_rate
         prompt = load_audio(args.prompt, rate)
         prompt = prompt[: round(args.prompt_duration * rate)]
