@@ -6,6 +6,7 @@ SECTIONS = (
     "tokenizer",
     "language",
     "continuation",
+    "music",
     "resynthesis",
     "detector",
 )

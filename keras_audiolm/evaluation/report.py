@@ -15,6 +15,7 @@ TITLES = {
     "tokenizer": "Semantic tokens",
     "language": "Language models, in nats a token",
     "continuation": "Continuations",
+    "music": "Music",
     "resynthesis": "Resynthesis: the words stay, the voice is drawn anew",
     "detector": "The detector of synthetic audio, windows of a second",
 }

@@ -28,6 +28,7 @@ from keras_audiolm.evaluation.memorisation import (
     longest_shared_runs,
     nearest_distances,
 )
+from keras_audiolm.evaluation.music import compare_music
 from keras_audiolm.evaluation.perceptual import MEASURES, WordErrors
 from keras_audiolm.evaluation.stages import stage_loss
 from keras_audiolm.evaluation.zerospeech import sblimp, swuggy
@@ -443,6 +444,25 @@ class Evaluation:
     def _save_example(self, number, kind, audio):
         path = self.folder.parent / "audio" / f"{number + 1} {kind}.flac"
         save_audio(path, audio, self.pipeline.sample_rate)
+
+    def music(self):
+        """Whether continuations keep the key and the pace of their prompts."""
+        rows = [row for row, _ in self.pairs]
+        if not rows or any("piece" not in row for row in rows):
+            raise LeftOut(
+                "the data is not music: its manifest has no column piece"
+            )
+        made = self.continuations
+        try:
+            return compare_music(
+                [clip for _, clip in self.pairs],
+                [row["piece"] for row in rows],
+                made.prompts,
+                made.audio,
+                self.pipeline.sample_rate,
+            )
+        except ValueError as error:
+            raise LeftOut(str(error)) from None
 
     def resynthesis(self):
         """Table II: the words stay, the voice does not."""

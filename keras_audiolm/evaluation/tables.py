@@ -231,6 +231,34 @@ def continuation_tables(result):
     return made
 
 
+def music_tables(result):
+    rows = [
+        [
+            f"within the variability of the recording: {title}",
+            percent(result["within"][name]),
+            percent(result["other"][name]),
+        ]
+        for name, title in (
+            ("pace", "notes begun a second"),
+            ("key", "key profile"),
+            ("both", "both"),
+        )
+    ]
+    rows.append(
+        [
+            "pitch classes nearer to the prompt's than to another piece's",
+            percent(result["closer"]),
+            "50.0 %",
+        ]
+    )
+    rows.append(
+        ["the same of what really follows", percent(result["real_closer"]), ""]
+    )
+    note = f"{result['continuations']} continuations."
+    header = ["music", "continuations", "other pieces"]
+    return [Table(header, rows, note)]
+
+
 def memorisation_table(memory):
     kinds = ["continuations", "held_out"]
     rows = [
@@ -309,6 +337,7 @@ WRITERS = {
     "tokenizer": tokenizer_tables,
     "language": language_tables,
     "continuation": continuation_tables,
+    "music": music_tables,
     "resynthesis": resynthesis_tables,
     "detector": detector_tables,
 }

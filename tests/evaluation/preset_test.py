@@ -46,10 +46,10 @@ def corpus(tmp_path_factory):
                 soundfile.write(
                     folder / path, np.diff(noise, colour) / 4, SAMPLE_RATE
                 )
-                rows.append([path, speaker, language, split])
+                rows.append([path, speaker, language, split, language])
     with open(folder / "manifest.csv", "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["path", "speaker", "language", "split"])
+        writer.writerow(["path", "speaker", "language", "split", "piece"])
         writer.writerows(rows)
     return folder
 
