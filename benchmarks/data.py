@@ -2,6 +2,7 @@
 
     python benchmarks/data.py                 # on an idle machine, two cores
     python benchmarks/data.py --only crops --hours 10
+    python benchmarks/data.py --only long     # files of 15 min, 1 h and 4 h
     python benchmarks/data.py --quick         # small, to see that it runs
 
 Prints Markdown. The recordings are made of noise that swells and fades, as
@@ -32,7 +33,7 @@ CODEC_STEP = 1.26
 GROWTH = (1, 4, 16)
 FILE_SECONDS = 600.0
 BATCH = 16
-SECTIONS = ("crops", "store", "tokenize")
+SECTIONS = ("crops", "store", "tokenize", "long")
 
 
 # === Made up ===
@@ -40,11 +41,10 @@ SECTIONS = ("crops", "store", "tokenize")
 
 def make_recordings(folder, hours, rate=RATE, file_seconds=FILE_SECONDS):
     """FLAC files of some hours in all, in folders of ten."""
-    import soundfile
-
     rng = np.random.default_rng(0)
-    samples = round(file_seconds * rate)
-    swell = np.sin(np.linspace(0, 20 * np.pi * file_seconds / 60, samples)) ** 2
+    samples = round(min(file_seconds, FILE_SECONDS) * rate)
+    minutes = samples / rate / 60
+    swell = np.sin(np.linspace(0, 20 * np.pi * minutes, samples)) ** 2
     sound = rng.normal(0, 0.05, samples) * (0.01 + swell)
     count = max(round(hours * 3600 / file_seconds), 1)
     for number in range(count):
@@ -52,10 +52,20 @@ def make_recordings(folder, hours, rate=RATE, file_seconds=FILE_SECONDS):
         path.parent.mkdir(parents=True, exist_ok=True)
         if number == 0:
             first = path
-            soundfile.write(path, sound, rate)
+            write_over_and_over(path, sound, rate, round(file_seconds * rate))
         else:  # other files with the same sound: as much to read
             shutil.copyfile(first, path)
     return sorted(folder.rglob("*.flac"))
+
+
+def write_over_and_over(path, sound, rate, samples):
+    """A file of so many samples, of which few are in memory."""
+    import soundfile
+
+    with soundfile.SoundFile(path, "w", rate, 1) as file:
+        while samples:
+            file.write(sound[:samples])
+            samples -= min(samples, len(sound))
 
 
 def make_store(folder, hours, levels=8):
@@ -185,7 +195,12 @@ def one_store(hours, preset, seconds):
     }
 
 
-def one_tokenize(hours, preset, seconds):
+def one_long(hours, preset, seconds):
+    """`one_tokenize` of a single file."""
+    return one_tokenize(hours, preset, seconds, file_seconds=hours * 3600)
+
+
+def one_tokenize(hours, preset, seconds, file_seconds=30.0):
     """Of tokenizing a folder: seconds, the share in the models, memory."""
     from keras_audiolm import AudioLMPipeline, training
     from keras_audiolm.data.tokens import tokenize_corpus
@@ -195,7 +210,7 @@ def one_tokenize(hours, preset, seconds):
     watch = Stopwatch()
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        length = min(30.0, hours * 3600)
+        length = min(file_seconds, hours * 3600)
         files = make_recordings(folder / "audio", hours, RATE, length)
         start = time.perf_counter()
         with watch.around(pipeline, "tokenize_many", "models"):
@@ -293,12 +308,16 @@ def main(argv=None):
         if args.one == "made":
             result = make_store(args.folder, args.hours)
         else:
-            one = {"store": one_store, "tokenize": one_tokenize}[args.one]
+            one = {
+                "store": one_store,
+                "tokenize": one_tokenize,
+                "long": one_long,
+            }[args.one]
             result = one(args.hours, args.preset, args.seconds)
         print(json.dumps(result))
         return
-    quick = {"crops": 0.2, "store": 0.2, "tokenize": 0.001}
-    usual = {"crops": 10.0, "store": 10.0, "tokenize": 0.05}
+    quick = {"crops": 0.2, "store": 0.2, "tokenize": 0.001, "long": 0.001}
+    usual = {"crops": 10.0, "store": 10.0, "tokenize": 0.05, "long": 0.25}
     seconds = 0.2 if args.quick else args.seconds
     print(f"{os.cpu_count()} cores of {platform.machine()}\n")
     for section in [args.only] if args.only else SECTIONS:
@@ -311,6 +330,7 @@ def main(argv=None):
             what = {
                 "store": "Crops of 10 s of a store of tokens:",
                 "tokenize": f"Tokenizing by {args.preset}:",
+                "long": f"Tokenizing one file by {args.preset}:",
             }
             text = report_growth(what[section], rows)
         print(text + "\n", flush=True)

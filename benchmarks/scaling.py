@@ -15,11 +15,11 @@ import math
 import jax
 import keras
 
-from keras_audiolm import AudioLMPipeline
-from keras_audiolm.training import CROP_DURATION, LANGUAGE_MODELS
+from keras_audiolm import AudioLMPipeline, SoundStreamTrainer
+from keras_audiolm.training import CROP_DURATION, LANGUAGE_MODELS, TOKEN_MODELS
 
 DEVICES = 16
-PARTS = ("semantic_tokenizer", "semantic_lm", "coarse_lm", "fine_lm")
+PARTS = ("codec", "semantic_tokenizer", "semantic_lm", "coarse_lm", "fine_lm")
 
 
 class AbstractTraining:
@@ -40,16 +40,12 @@ class AbstractTraining:
 
     def __init__(self, pipeline, part, batch_size, distribution):
         with distribution.scope():
-            optimizer = keras.optimizers.AdamW(
-                keras.optimizers.schedules.CosineDecay(1e-3, 1000)
-            )
+            optimizer = make_optimizer(part)
         with (
             distribution.scope(),
             keras.StatelessScope(initialize_variables=False),
         ):
-            model = pipeline.part(part)
-            if part == "semantic_tokenizer":
-                model = model.encoder
+            model = model_of(pipeline, part)
             model.build(None)
             model.compile(optimizer)
             for variable in model.variables:
@@ -84,14 +80,37 @@ class AbstractTraining:
                 name: described((batch_size, *shape), "int32", distribution)
                 for name, shape in shapes.items()
             }
-        samples = round(CROP_DURATION[part] * model.sample_rate)
-        self.tokens = batch_size * (samples // model.hop_length)
+        hears = model.codec if part == "codec" else model
+        samples = round(CROP_DURATION[part] * hears.sample_rate)
+        self.tokens = batch_size * (samples // hears.hop_length)
         return described((batch_size, samples), "float32", distribution)
 
     @property
     def flops(self):
         """Floating point operations of a step, on all devices together."""
         return self.lowered.cost_analysis()["flops"]
+
+
+def make_optimizer(part):
+    """Those of the codec and of its discriminators, or AdamW."""
+    if part == "codec":
+        adam, judges = (keras.optimizers.Adam(1e-4) for _ in range(2))
+        return keras.optimizers.MultiOptimizer(
+            keras.optimizers.OptimizerMap(
+                adam, {r".*discriminators/.*": judges}
+            )
+        )
+    return keras.optimizers.AdamW(
+        keras.optimizers.schedules.CosineDecay(1e-3, 1000)
+    )
+
+
+def model_of(pipeline, part):
+    """What `fit` of a part trains."""
+    model = pipeline.part(part)
+    if part == "codec":
+        return SoundStreamTrainer(model)
+    return model.encoder if part == "semantic_tokenizer" else model
 
 
 def described(shape, dtype, distribution):
@@ -123,6 +142,24 @@ def make_distribution(devices=DEVICES, model=4):
     )
 
 
+def tokenizing_flops(pipeline, part):
+    """Floating point operations to tokenize 30 seconds of audio."""
+    with keras.StatelessScope(initialize_variables=False):
+        model = pipeline.part(part)
+        model.build(None)
+
+    def encode(values, audio):
+        mapping = list(zip(model.variables, values, strict=True))
+        with keras.StatelessScope(state_mapping=mapping):
+            if part == "codec":
+                return model.quantizer.encode(model.embed(audio))
+            return model(audio)
+
+    values = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in model.variables]
+    audio = jax.ShapeDtypeStruct((1, 30 * model.sample_rate), "float32")
+    return jax.jit(encode).lower(values, audio).cost_analysis()["flops"]
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", nargs="+", default=PARTS)
@@ -138,6 +175,9 @@ def main(argv=None):
             f"{part:20} {step.parameters / 1e6:8.1f} M {step.tokens:8d} "
             f"{step.flops / step.tokens:12.3e} {step.state_bytes / 1e9:9.2f} GB"
         )
+    for part in [p for p in TOKEN_MODELS if p in args.parts]:
+        flops = tokenizing_flops(pipeline, part) / 30
+        print(f"tokenizing a second by {part}: {flops:.3e} flops")
 
 
 if __name__ == "__main__":

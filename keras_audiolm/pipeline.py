@@ -8,11 +8,11 @@ from fractions import Fraction
 
 import keras
 import numpy as np
-import soxr
 import tqdm
 
 from keras_audiolm import presets, training
 from keras_audiolm.data.audio import check_audio, load_audio
+from keras_audiolm.data.spooled import windows_of
 from keras_audiolm.generation import Cascade, Player, Tokens, by_stage
 from keras_audiolm.language_model.layout import PADDING
 from keras_audiolm.layers.distribution import make_layout_map
@@ -471,58 +471,71 @@ class AudioLMPipeline:
         semantic, acoustic = self._tokenize_padded(audio, lengths)
         return Tokens(semantic, acoustic)
 
-    def _tokenize_padded(self, audio, lengths):
+    def _tokenize_padded(self, rows, lengths):
         return (
-            self._semantic_tokens(audio, lengths),
-            self._acoustic_tokens(audio, lengths),
+            self._semantic_tokens(rows, lengths),
+            self._acoustic_tokens(rows, lengths),
         )
 
-    def _semantic_tokens(self, audio, lengths):
-        """`(batch, frames)` of audio `(batch, samples)`; see `semantic_hop`."""
+    def _semantic_tokens(self, rows, lengths):
+        """`(batch, frames)` of rows of audio; see `semantic_hop`."""
         tokenizer = self.semantic_tokenizer
         # Samples that the tokenizer hears for each of the audio.
         speed = tokenizer.hop_length / self.semantic_hop
-        if speed != 1:
-            here, there = speed.denominator, speed.numerator
-            samples = math.ceil(audio.shape[1] * speed)
-            audio = np.stack(
-                [soxr.resample(row, here, there) for row in audio]
-            )[:, :samples]
-            audio = np.pad(audio, [(0, 0), (0, samples - audio.shape[1])])
-            lengths = [math.ceil(length * speed) for length in lengths]
-        return tokenizer.encode(audio, lengths=lengths)
+        ends = np.array([math.ceil(length * speed) for length in lengths])
+        samples = math.ceil(len(rows[0]) * speed)
+        hop, size = tokenizer.hop_length, tokenizer.window_samples(samples)
+        # One array, as small ones would break up the memory between windows.
+        tokens = np.empty((len(rows), -(-samples // hop)), "int32")
+        for i, audio in enumerate(windows_of(rows, size, speed)):
+            here = np.clip(ends - i * size, 0, audio.shape[1])
+            place = slice(i * size // hop, (i + 1) * size // hop)
+            tokens[:, place] = tokenizer.encode(audio, lengths=here)
+        return tokens
 
-    def _acoustic_tokens(self, audio, lengths):
-        """`(batch, frames, levels)` of audio `(batch, samples)`."""
-        codec = self.codec
-        if codec.window_step > 1:
+    def _acoustic_tokens(self, rows, lengths):
+        """`(batch, frames, levels)` of rows of audio."""
+        if self.codec.window_step > 1:
             # It takes its own windows, and what follows a recording would
             # count in the last of them.
-            rows = [
-                codec.encode(row[None, :length])[0]
-                for row, length in zip(audio, lengths, strict=True)
+            codes = [
+                self._encode([row[:length]])[0]
+                for row, length in zip(rows, lengths, strict=True)
             ]
-            most = max(map(len, rows))
+            most = max(map(len, codes))
             return np.stack(
-                [np.pad(r, [(0, most - len(r)), (0, 0)]) for r in rows]
+                [np.pad(c, [(0, most - len(c)), (0, 0)]) for c in codes]
             )
-        window, context = (
-            int(seconds * self.sample_rate) // codec.hop_length
+        return self._encode(rows)
+
+    def _encode(self, rows):
+        """The codec's codes of rows of audio, window by window."""
+        codec = self.codec
+        hop, step = codec.hop_length, codec.window_step
+        window, before = (
+            int(seconds * self.sample_rate) // hop
             for seconds in (TOKENIZE_DURATION, CODEC_CONTEXT)
         )  # frames
-        parts = []
-        for start in range(0, codec.num_frames(audio.shape[1]), window):
-            first = max(0, start - context)
-            stop = (start + window) * codec.hop_length
-            codes = codec.encode(audio[:, first * codec.hop_length : stop])
-            parts.append(codes[:, start - first :])
-        return np.concatenate(parts, axis=1)
+        after = 0
+        if step > 1:
+            # A window of its own on both sides, which it fades into.
+            window, before, after = step * max(window // step, 1), step, step
+        frames, codes = codec.num_frames(len(rows[0])), None
+        for start in range(0, frames, window):
+            first, stop = max(0, start - before), start + window
+            heard = slice(first * hop, (stop + after) * hop)
+            part = codec.encode(np.stack([row[heard] for row in rows]))
+            if codes is None:
+                codes = np.empty((len(rows), frames, part.shape[2]), "int32")
+            codes[:, start:stop] = part[:, start - first : stop - first]
+        return codes
 
     def tokenize_many(self, clips, batch_size=16):
         """Tokens of clips of different lengths, near lengths batched.
 
         Args:
-            clips: list of `(samples,)` float32 arrays.
+            clips: list of `(samples,)` float32 arrays or `SpooledAudio`, of
+                which a window is read at a time.
             batch_size: int.
 
         Returns:
@@ -547,10 +560,12 @@ class AudioLMPipeline:
     def _tokenize_batch(self, clips, rows):
         """Tokens of up to `rows` clips, as one padded batch."""
         lengths = [len(clip) for clip in clips]
-        # Rows of silence keep the shape, and so the compiled program.
-        audio = np.zeros((rows, max(lengths)), "float32")
-        for row, clip in enumerate(clips):
-            audio[row, : len(clip)] = clip
+        audio = clips
+        if rows > 1:
+            # Rows of silence keep the shape, and so the compiled program.
+            audio = np.zeros((rows, max(lengths)), "float32")
+            for row, clip in enumerate(clips):
+                audio[row, : len(clip)] = clip
         padded = lengths + [max(lengths)] * (rows - len(clips))
         semantic, acoustic = self._tokenize_padded(audio, padded)
         frames = [

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from keras_audiolm.backup import Backup
-from keras_audiolm.data.audio import find_audio_files
+from keras_audiolm.data.audio import check_local, find_audio_files
 from keras_audiolm.data.batches import (
     FollowEpochs,
     Rest,
@@ -79,6 +79,8 @@ class Plan:
         verbose,
         seed,
     ):
+        for folder in (token_dir, checkpoint_dir):
+            check_local(folder or "")
         self.files = list_files(files)
         self.validation_files = (
             None if validation_files is None else list_files(validation_files)

@@ -258,6 +258,10 @@ def test_backend_is_chosen_before_keras_is_imported(
         (["sample", "-o", "x.wav", "--top-k", "fine=1,2"], "stage=number"),
         (["train", "x", "--out", "y", "--parts", "codecs"], "'codec'"),
         (["tokenize", "x.wav", "-o", "x.npy"], ".npz"),
+        (
+            ["tokenize", "x", "-o", "y", "--workers=2", "--runner=R"],
+            "not allowed with argument --workers",
+        ),
         (["sample", "-o", "x.wav", "--sed", "1"], "--sed"),
     ],
 )
@@ -288,6 +292,22 @@ def test_addresses_and_folders_are_left_to_the_pipeline(
     out = tmp_path / "out.wav"
     assert run("sample", "-o", out, "--preset", preset) == 0
     assert pipeline.calls[0] == ("from_preset", preset, True)
+
+
+@pytest.mark.parametrize(
+    "out, options, expected",
+    [
+        ("gs://bucket/store", (), "is an address"),
+        ("store", ("--beam-options=--a=b",), "--workers or --runner"),
+    ],
+)
+def test_a_store_that_cannot_be_made_costs_no_loading(
+    out, options, expected, pipeline, prompt, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert run("tokenize", prompt.parent, "-o", out, *options) == 1
+    assert expected in error_line(capsys)
+    assert pipeline.calls == [] and [*tmp_path.iterdir()] == [prompt]
 
 
 @pytest.mark.parametrize("command", ["continue", "resynthesize", "tokenize"])

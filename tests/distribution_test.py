@@ -200,7 +200,17 @@ def test_batches_that_devices_cannot_share(monkeypatch):
         check_distribution("codec", 12)
 
 
-@pytest.mark.parametrize("found", [None, Replicas(2, auto_shard_dataset=True)])
+class Split(keras.distribution.ModelParallel):
+    def __init__(self):
+        pass
+
+    def __repr__(self):
+        return "Split"
+
+
+@pytest.mark.parametrize(
+    "found", [None, Replicas(2, auto_shard_dataset=True), Split()]
+)
 def test_processes_that_would_not_share_their_batches(monkeypatch, found):
     monkeypatch.setattr(batches, "process", lambda: (0, 2))
     monkeypatch.setattr(keras.distribution, "distribution", lambda: found)

@@ -40,7 +40,7 @@ def add_tokenize(commands, parents):
     parser.add_argument(
         "input",
         metavar="IN",
-        help="a recording; or many: a folder, a pattern in quotes, or a "
+        help="a recording, or many: a folder, a pattern in quotes, or a "
         "manifest (.txt of paths, .csv or .tsv with a column path)",
     )
     parser.add_argument(
@@ -52,12 +52,13 @@ def add_tokenize(commands, parents):
         required=True,
         help="a file .npz for one recording, a folder for many",
     )
-    parser.add_argument(
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
         "--workers",
         type=positive_count,
         help="processes on this machine, of Apache Beam (default: this one)",
     )
-    parser.add_argument(
+    where.add_argument(
         "--runner",
         help="the Apache Beam runner of many machines: DataflowRunner, "
         "FlinkRunner, SparkRunner, ...",
@@ -80,6 +81,14 @@ def add_tokenize(commands, parents):
 
 
 def run_tokenize(args):
+    from keras_audiolm.data.audio import check_local
+
+    check_local(args.output)
+    if args.beam_options and not (args.runner or args.workers):
+        raise ValueError(
+            "--beam-options are of Apache Beam, which --workers or --runner "
+            "start. Give one of them."
+        )
     if args.output.suffix:
         tokenize_one(args)
     else:

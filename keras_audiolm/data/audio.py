@@ -2,10 +2,13 @@
 
 import os
 import pathlib
+import re
 
 import numpy as np
 import soundfile
 import soxr
+
+from keras_audiolm.data.spooled import SpooledAudio, blocks_of
 
 AUDIO_SUFFIXES = (
     ".aif",
@@ -44,6 +47,20 @@ class AudioFileError(ValueError):
         super().__init__(f"Audio file {path} {reason}.")
         self.path = pathlib.Path(path)
         self.reason = reason
+
+
+def check_local(path):
+    """Raises `ValueError` for an address where the path of a file is wanted.
+
+    Args:
+        path: str or path; of `gs://bucket`, a path has one slash less.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", os.fspath(path)):
+        raise ValueError(
+            f"{os.fspath(path)} is an address, and files are read and written "
+            "by their paths. Mount the bucket (gcsfuse, Mountpoint for S3) and "
+            "give the path where it is mounted, or copy the files."
+        )
 
 
 def open_audio(path):
@@ -121,6 +138,11 @@ def load_audio(path, sample_rate):
     audio = keras_audiolm.load_audio("speech.mp3", sample_rate=16000)
     ```
     """
+    return load_or_spool(path, sample_rate, float("inf"))
+
+
+def load_or_spool(path, sample_rate, seconds):
+    """`load_audio`, of more than so many seconds a `SpooledAudio`."""
     if not sample_rate > 0:
         raise ValueError(
             "`sample_rate` must be a positive number of Hz. "
@@ -128,33 +150,40 @@ def load_audio(path, sample_rate):
         )
     with open_audio(path) as file:
         rate = file.samplerate
-        blocks = list(_read_blocks(file, sample_rate))
-    audio = np.concatenate(blocks) if blocks else np.zeros(0, "float32")
+        blocks = _read_blocks(file, sample_rate)
+        if file.frames > seconds * rate:
+            audio = SpooledAudio(blocks)
+        else:
+            audio = np.concatenate([np.zeros(0, "float32"), *blocks])
     if not len(audio):
         raise AudioFileError(
             path, f"holds no audio ({file.frames} samples at {rate} Hz)"
         )
-    peak = max(audio.max(), -audio.min())  # np.abs would copy hours of it.
-    if peak > LARGEST_SAMPLE:
-        raise AudioFileError(
-            path, f"has samples up to {peak:g}: scale it to [-1, 1]"
-        )
-    return np.clip(audio, -1.0, 1.0, out=audio)
+    return audio
 
 
-def load_audible(path, sample_rate, min_duration=0.0):
+def load_audible(path, sample_rate, min_duration=0.0, spool=float("inf")):
     """`load_audio` for training: refuses what is too short or silent.
+
+    Args:
+        path, sample_rate: as of `load_audio`.
+        min_duration: float. Seconds that there must be.
+        spool: float. More seconds than these come as a `SpooledAudio`.
 
     Raises:
         AudioFileError: as `load_audio`, and for such files.
     """
-    audio = load_audio(path, sample_rate)
+    audio = load_or_spool(path, sample_rate, spool)
     seconds = len(audio) / sample_rate
     if seconds < min_duration:
         raise AudioFileError(path, f"is too short ({seconds:.3f} seconds)")
-    if max(audio.max(), -audio.min()) < SILENCE:
+    if max(map(_peak, blocks_of(audio, BLOCK_VALUES))) < SILENCE:
         raise AudioFileError(path, "is silent")
     return audio
+
+
+def _peak(audio):
+    return max(audio.max(), -audio.min())  # np.abs would copy it
 
 
 def trim_silence(audio, sample_rate, min_duration=0.0):
@@ -164,7 +193,7 @@ def trim_silence(audio, sample_rate, min_duration=0.0):
     around it are kept.
 
     Args:
-        audio: `(samples,)` float array with sound in it.
+        audio: `(samples,)` float array, or `SpooledAudio`, with sound in it.
         sample_rate: int, in Hz.
         min_duration: float. Seconds that are kept at least, if there are so
             many.
@@ -173,9 +202,10 @@ def trim_silence(audio, sample_rate, min_duration=0.0):
         A view of `audio`.
     """
     hop = max(sample_rate // 50, 1)
-    starts = np.arange(0, len(audio), hop)
-    power = np.add.reduceat(np.square(audio, dtype="float32"), starts)
-    power /= np.diff(starts, append=len(audio))
+    many = hop * max(BLOCK_VALUES // hop, 1)
+    power = np.concatenate(
+        [_mean_power(block, hop) for block in blocks_of(audio, many)]
+    )
     heard = np.flatnonzero(power >= power.max() * 10 ** (PAUSE_DB / 10))
     margin = int(PAUSE_SECONDS * sample_rate)
     start = max(heard[0] * hop - margin, 0)
@@ -185,8 +215,26 @@ def trim_silence(audio, sample_rate, min_duration=0.0):
     return audio[start:end]
 
 
+def _mean_power(audio, hop):
+    """Mean squares of each `hop` samples, and of the rest."""
+    starts = np.arange(0, len(audio), hop)
+    power = np.add.reduceat(np.square(audio, dtype="float32"), starts)
+    return power / np.diff(starts, append=len(audio))
+
+
 def _read_blocks(file, sample_rate):
-    """Yield the mono blocks of an open file at `sample_rate`."""
+    """Yield checked mono blocks of an open file at `sample_rate`."""
+    for block in _resampled_blocks(file, sample_rate):
+        if not len(block):
+            continue
+        if (peak := _peak(block)) > LARGEST_SAMPLE:
+            raise AudioFileError(
+                file.name, f"has samples up to {peak:g}: scale it to [-1, 1]"
+            )
+        yield np.clip(block, -1.0, 1.0, out=block)
+
+
+def _resampled_blocks(file, sample_rate):
     frames = max(1, BLOCK_VALUES // file.channels)
     resampler = None
     if file.samplerate != sample_rate:
@@ -261,6 +309,7 @@ def find_audio_files(folder):
     Raises:
         ValueError: there is no such folder, or no audio file in it.
     """
+    check_local(folder)
     folder = pathlib.Path(folder)
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"

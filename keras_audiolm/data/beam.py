@@ -133,7 +133,8 @@ def tokenize_files(files, folder, load, options=()):
         `TokenCorpus`.
 
     Raises:
-        ValueError: if `folder` holds the tokens of other tokenizers or files.
+        ValueError: if `folder` holds the tokens of other tokenizers or files,
+            or Beam knows no such runner.
         RuntimeError: if a worker process of the DirectRunner dies. Other
             runners start another.
 
@@ -145,10 +146,11 @@ def tokenize_files(files, folder, load, options=()):
     tokenize_files(files, "tokens", load, direct_options(num_workers=8))
     ```
     """
+    # First, as it knows whether there is such a runner.
+    pipeline = beam.Pipeline(options=PipelineOptions([*options]))
     plan = StorePlan(files, folder, load()[1])
     shards = write_lists(plan)
     if shards:
-        pipeline = beam.Pipeline(options=PipelineOptions([*options]))
         done = (
             pipeline
             | "Shards" >> beam.Create(shards)

@@ -17,8 +17,8 @@ from keras_audiolm.data.audio import (
     trim_silence,
 )
 
-# Audio that is tokenized at once, and one more file. As much again is read
-# meanwhile.
+# Audio that is tokenized at once, and one more file of no more than as much:
+# longer ones are on disk. As much again is read meanwhile.
 SECONDS_AT_ONCE = 600.0
 
 
@@ -28,8 +28,9 @@ def tokenize_corpus(files, folder, tokenize, metadata):
     Args:
         files: sorted list of paths.
         folder: where the store goes.
-        tokenize: callable from a list of float32 arrays to a list of
-            `(semantic, acoustic)`, `(frames,)` and `(frames, levels)` int32.
+        tokenize: callable from a list of float32 arrays, or `SpooledAudio`
+            of long recordings, to a list of `(semantic, acoustic)`,
+            `(frames,)` and `(frames, levels)` int32.
         metadata: dictionary of `store.make_metadata`, with `min_duration`,
             the seconds below which files, like unreadable and silent ones,
             are skipped and counted, and `trim_silence`, whether silence at
@@ -82,7 +83,7 @@ def load_groups(files, shard, metadata):
     kept, audio, samples = [], [], 0
     for file in files:
         try:
-            clip = load_audible(file, rate, shortest)
+            clip = load_audible(file, rate, shortest, spool=SECONDS_AT_ONCE)
         except AudioFileError as error:
             shard.skip(file, error.reason)
             continue

@@ -119,7 +119,7 @@ class SemanticTokenizer(PresetPart, keras.Model):
                 "`fit_kmeans(batches)` on audio, or load trained weights."
             )
         audio, lengths = self._check(audio, lengths)
-        window = self._window(audio.shape[1])
+        window = self.window_samples(audio.shape[1])
         tokens = []
         for start in range(0, audio.shape[1], window):
             part = audio[:, start : start + window]
@@ -154,8 +154,12 @@ class SemanticTokenizer(PresetPart, keras.Model):
             )
         return audio, lengths
 
-    def _window(self, samples):
-        """Samples in a window, whole frames, all windows about equal."""
+    def window_samples(self, samples):
+        """How much of so many samples `encode` hears at once.
+
+        Whole frames, all windows about equal: `encode` of each window by
+        itself gives what it gives for the whole.
+        """
         frames = -(-samples // self.hop_length)
         most = max(int(self.max_duration * self.sample_rate), self.hop_length)
         count = -(-frames // (most // self.hop_length))

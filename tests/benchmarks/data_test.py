@@ -43,16 +43,17 @@ def test_a_store_is_measured_in_a_process_of_its_own(
 
 
 @pytest.mark.large
+@pytest.mark.parametrize("section", ["tokenize", "long"])
 def test_tokenizing_growing_corpora_is_reported(
-    script, tiny_preset, monkeypatch, capsys
+    script, tiny_preset, monkeypatch, capsys, section
 ):
     monkeypatch.setattr(script, "GROWTH", (1, 2))
     monkeypatch.setattr(
         script,
         "measure_elsewhere",
-        lambda what, *args: {"tokenize": script.one_tokenize}[what](*args),
+        lambda what, *args: getattr(script, f"one_{what}")(*args),
     )
-    command = ["--quick", "--only", "tokenize", "--preset", str(tiny_preset)]
+    command = ["--quick", "--only", section, "--preset", str(tiny_preset)]
     script.main(command)
     rows = rows_of(capsys.readouterr().out)
     assert [float(row[0]) / 0.001 for row in rows] == pytest.approx([1, 2])

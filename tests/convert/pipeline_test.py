@@ -15,6 +15,8 @@ from keras_audiolm import (
     TokenLayout,
     WindowedEnCodec,
 )
+from keras_audiolm import pipeline as pipeline_module
+from keras_audiolm.data.spooled import SpooledAudio
 
 HOP, CODES, CLUSTERS = 96, 16, 5
 BACKBONE = dict(num_layers=1, num_heads=2, hidden_dim=8, intermediate_dim=16)
@@ -115,6 +117,14 @@ def test_a_last_window_hears_nothing_of_a_batch(pipeline):
         np.testing.assert_array_equal(tokens[1], alone.acoustic)
 
 
+@pytest.mark.parametrize("pipeline", ["windowed"], indirect=True)
+def test_windows_that_fade_are_those_of_the_whole(pipeline, monkeypatch):
+    monkeypatch.setattr(pipeline_module, "TOKENIZE_DURATION", 2.0)
+    audio = np.tile(PROMPT, 5)[:-100]
+    codes = pipeline.tokenize(audio).acoustic
+    np.testing.assert_array_equal(codes, pipeline.codec.encode(audio[None])[0])
+
+
 def test_its_codec_is_not_trained(pipeline):
     name = type(pipeline.codec).__name__
     with pytest.raises(ValueError, match=f"Only a SoundStream.*{name}.*parts="):
@@ -144,6 +154,16 @@ def test_it_generates_where_rates_hardly_meet():
     assert tokens.acoustic.shape == (31 * units, 3)
 
 
+class Watched(SpooledAudio):
+    """Notes how many samples are in memory at once."""
+
+    most = 0
+
+    def __array__(self, dtype=None, copy=None):
+        Watched.most = max(Watched.most, len(self))
+        return super().__array__(dtype)
+
+
 class Loud:
     """A codec or a tokenizer whose codes say whether a frame is loud."""
 
@@ -157,8 +177,11 @@ class Loud:
     def num_frames(self, samples):
         return -(-samples // self.hop_length)
 
+    def window_samples(self, samples):
+        return 100 * self.hop_length
+
     def encode(self, audio, lengths=None):
-        self.heard = audio.shape[1]
+        self.heard += audio.shape[1]
         rest = -audio.shape[1] % self.hop_length
         audio = np.pad(audio, [(0, 0), (0, rest)])
         frames = audio.reshape(len(audio), -1, self.hop_length)
@@ -192,8 +215,9 @@ def test_both_kinds_of_tokens_stay_together(codec, tokenizer, unit):
     tokens = pipeline.tokenize(audio)
     assert len(tokens.semantic) == math.ceil(61 * rate / pipeline.semantic_hop)
     assert len(tokens.acoustic) == math.ceil(61 * rate / codec.hop_length)
-    # The tokenizer hears hardly more or less than a minute.
-    speed = tokenizer.heard / tokenizer.sample_rate / 61
+    check_disk(pipeline, audio, tokens)
+    # The tokenizer hears hardly more or less than two minutes.
+    speed = tokenizer.heard / tokenizer.sample_rate / 122
     assert abs(speed - 1) <= 0.001
     for codes, hop in (
         (tokens.semantic, float(pipeline.semantic_hop)),
@@ -202,3 +226,13 @@ def test_both_kinds_of_tokens_stay_together(codec, tokenizer, unit):
         begun = np.flatnonzero(np.diff(codes) > 0) + 1
         places = np.floor(starts * rate / hop)
         assert np.abs(begun - places).max() <= 1
+
+
+def check_disk(pipeline, audio, tokens):
+    """From disk come the same tokens, and only a window is in memory."""
+    Watched.most = 0
+    on_disk = Watched(np.array_split(audio, 5))
+    ((semantic, acoustic),) = pipeline.tokenize_many([on_disk])
+    np.testing.assert_array_equal(semantic, tokens.semantic)
+    np.testing.assert_array_equal(acoustic, tokens.acoustic)
+    assert 30 <= Watched.most / pipeline.sample_rate <= 33.1

@@ -7,11 +7,15 @@ import soundfile
 
 from keras_audiolm.data import audio as audio_lib
 from keras_audiolm.data.audio import (
+    AudioFileError,
     check_audio,
     find_audio_files,
+    load_audible,
     load_audio,
     save_audio,
+    trim_silence,
 )
+from keras_audiolm.data.spooled import SpooledAudio
 
 
 def tone(seconds, rate, frequency=440.0):
@@ -78,6 +82,38 @@ def test_block_size_does_not_change_what_is_loaded(tmp_path, monkeypatch, rate):
     monkeypatch.setattr(audio_lib, "BLOCK_VALUES", 500)
     np.testing.assert_allclose(load_audio(path, 16000), whole, atol=1e-6)
     assert len(whole) == round(9001 * 16000 / rate)
+
+
+@pytest.mark.parametrize("rate", [16000, 44100])
+def test_what_is_long_is_the_same_on_disk(tmp_path, monkeypatch, rate):
+    path = tmp_path / "noise.wav"
+    noise = np.random.default_rng(0).uniform(-1.2, 1.2, (40001, 2))
+    noise[:14000] = noise[26000:] = 0
+    soundfile.write(path, noise, rate, "FLOAT")
+    monkeypatch.setattr(audio_lib, "BLOCK_VALUES", 5000)
+    whole = load_audible(path, 16000)
+    spooled = load_audible(path, 16000, spool=40000 / rate)
+    assert isinstance(spooled, SpooledAudio)
+    assert isinstance(load_audible(path, 16000, spool=40001 / rate), np.ndarray)
+    np.testing.assert_array_equal(np.asarray(spooled), whole)
+    trimmed = trim_silence(spooled, 16000)
+    assert 0 < len(trimmed) < len(whole)
+    np.testing.assert_array_equal(
+        np.asarray(trimmed), trim_silence(whole, 16000)
+    )
+
+
+def test_what_is_long_is_refused_as_the_rest(tmp_path):
+    path = tmp_path / "audio.wav"
+    soundfile.write(path, np.zeros(8000), 16000)
+    with pytest.raises(AudioFileError, match="is silent"):
+        load_audible(path, 16000, spool=0.1)
+    with pytest.raises(AudioFileError, match=r"too short \(0.500"):
+        load_audible(path, 16000, min_duration=0.6, spool=0.1)
+    for kind in ("NaN", "scale it"):
+        write_bad_file(path, kind)
+        with pytest.raises(AudioFileError, match=kind):
+            load_audible(path, 16000, spool=0.1)
 
 
 def test_load_audio_does_not_alias(tmp_path):

@@ -2,6 +2,7 @@ import pathlib
 
 import pytest
 
+from keras_audiolm.data.audio import check_local
 from keras_audiolm.data.manifest import find_recordings
 
 
@@ -58,6 +59,7 @@ def test_absolute_paths_of_a_manifest_stay(folder):
         ("none.csv", None, "none.csv does not exist"),
         ("bad.csv", "file,hours\na.wav,1", "needs a column path.*file, hours"),
         ("empty.txt", "\n", "empty.txt stands for no recordings"),
+        ("far.txt", "a/1.flac\ns3://b/2.flac", "s3://b/2.flac is an address"),
         ("*.ogg", None, "stands for no recordings"),
         ("c", None, "c does not exist"),
     ],
@@ -67,3 +69,17 @@ def test_what_stands_for_nothing_is_refused(folder, name, text, message):
         (folder / name).write_text(text)
     with pytest.raises(ValueError, match=message):
         find_recordings(folder / name)
+
+
+def test_one_recording_is_a_list_of_one(folder):
+    assert names(folder, find_recordings(folder / "b/3.wav")) == ["b/3.wav"]
+    with pytest.raises(ValueError, match="notes.md is a file"):
+        find_recordings(folder / "b/notes.md")
+
+
+@pytest.mark.parametrize("kind", [str, pathlib.Path])
+def test_addresses_are_refused_with_what_to_do(kind):
+    with pytest.raises(ValueError, match="is an address.*Mount the bucket"):
+        find_recordings(kind("gs://bucket/audio"))
+    check_local("C:/audio")
+    check_local("/audio:/x")

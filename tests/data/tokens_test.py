@@ -1,11 +1,13 @@
 import json
 import pickle
+import resource
 
 import numpy as np
 import pytest
 import soundfile
 
 from keras_audiolm.data import store, tokens
+from keras_audiolm.data.spooled import SpooledAudio
 from keras_audiolm.data.tokens import (
     TokenCorpus,
     TokenCrops,
@@ -222,7 +224,8 @@ class Tokenizer:
     def __call__(self, clips):
         if len(self.seen) == self.fail_at:
             raise RuntimeError("the machine was switched off")
-        numbers = [round(64 * float(clip[0])) - 1 for clip in clips]
+        firsts = [np.asarray(clip[:1]).item() for clip in clips]
+        numbers = [round(64 * first) - 1 for first in firsts]
         self.seen.append(numbers)
         return [
             (
@@ -230,6 +233,20 @@ class Tokenizer:
                 codes_of(k, 2 * len(clip) // HOP, LEVELS),
             )
             for k, clip in zip(numbers, clips, strict=True)
+        ]
+
+
+class Noise(Tokenizer):
+    """Tokens that cannot be compressed."""
+
+    def __call__(self, clips):
+        rng = np.random.default_rng(0)
+        return [
+            (
+                rng.integers(60_000, size=1000),
+                rng.integers(4_000_000, size=(2000, LEVELS)),
+            )
+            for _ in clips
         ]
 
 
@@ -446,17 +463,39 @@ def test_a_store_of_another_version_is_refused(tmp_path):
         TokenCorpus(tmp_path)
 
 
-def test_pauses_at_both_ends_are_cut_off_if_asked_for(files, tmp_path):
+def test_a_disk_that_is_full_leaves_no_shard(files, tmp_path):
+    folder = tmp_path / "tokens"
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # No file of this process can grow beyond what the metadata needs.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, usual[1]))
+    try:
+        with pytest.raises((OSError, RuntimeError)):
+            tokenize(files, folder, Noise())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert names(folder) == ["metadata.json"]
+    assert_holds(tokenize(files, folder, Tokenizer()), range(5))
+
+
+@pytest.mark.parametrize("at_once", [600.0, 0.0], ids=["memory", "disk"])
+def test_pauses_at_both_ends_are_cut_off_if_asked_for(
+    files, tmp_path, monkeypatch, at_once
+):
+    monkeypatch.setattr(tokens, "SECONDS_AT_ONCE", at_once)
+    lengths_seen = []
     pause = np.zeros(10 * HOP)
     clip = np.full(100 * HOP, 1 / 64)
     soundfile.write(files[0], np.concatenate([pause, clip] + 5 * [pause]), RATE)
 
     def lengths(clips):
-        numbers = np.arange(len(clips), dtype="int32")
-        assert [len(c) for c in clips] == [130 * HOP, 2 * HOP][: len(clips)]
-        return [(numbers, np.zeros((2, LEVELS), "int32")) for _ in clips]
+        on_disk = [isinstance(c, SpooledAudio) for c in clips]
+        assert on_disk == [not at_once] * len(clips)
+        lengths_seen.extend(map(len, clips))
+        codes = np.zeros(2, "int32"), np.zeros((2, LEVELS), "int32")
+        return [codes] * len(clips)
 
     tokenize(files[:2], tmp_path / "tokens", lengths, trim_silence=True)
+    assert lengths_seen == [130 * HOP, 2 * HOP]
 
 
 # === Stretches of recordings ===

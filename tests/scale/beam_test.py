@@ -171,6 +171,16 @@ def test_the_portable_api_of_other_runners_makes_the_same(folder):
     np.testing.assert_array_equal(found.semantic[0], codes_of(0, 1))
 
 
+def test_an_unknown_runner_costs_no_loading(folder):
+    files = sorted((folder / "audio").rglob("*.wav"))
+    load = Load(folder / "log")
+    with pytest.raises(ValueError, match="FlunkRunner"):
+        beam.tokenize_files(
+            files, folder / "tokens", load, ["--runner=FlunkRunner"]
+        )
+    assert not (folder / "tokens").exists() and not load.log.exists()
+
+
 def test_bad_files_are_a_side_output(folder):
     files = sorted((folder / "audio").rglob("*.wav"))
     load = Load(folder / "log")
