@@ -2,7 +2,7 @@
 Title: Train AudioLM on your own audio
 Author: keras_audiolm contributors
 Date created: 2026/11/22
-Last modified: 2026/11/22
+Last modified: 2026/11/27
 Description: From a folder of recordings to a model that continues them.
 Accelerator: GPU
 """
@@ -29,7 +29,8 @@ is a start, and more hours and more voices are better.
 
 ## Setup
 
-Everything can be changed through environment variables: for example
+As a script, it is run from the top folder of the repository. Everything can be
+changed here or through environment variables: for example
 `EXAMPLE_FOLDER=~/recordings EXAMPLE_EPOCHS=50 EXAMPLE_STEPS=500`.
 """
 
@@ -39,11 +40,10 @@ import pathlib
 # Any backend will do; set it before the first import of Keras.
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
-from keras_audiolm import AudioLMPipeline, load_audio, save_audio
+from keras_audiolm import AudioLMPipeline, load_audio, show_audio
 from keras_audiolm.data.audio import find_audio_files
 
-RECORDINGS = pathlib.Path(__file__).parent / "recordings"
-FOLDER = pathlib.Path(os.environ.get("EXAMPLE_FOLDER", RECORDINGS))
+FOLDER = pathlib.Path(os.environ.get("EXAMPLE_FOLDER", "examples/recordings"))
 PRESET = os.environ.get("EXAMPLE_PRESET", "voices_small")
 EPOCHS = int(os.environ.get("EXAMPLE_EPOCHS", 1))
 STEPS = int(os.environ.get("EXAMPLE_STEPS", 10))
@@ -97,7 +97,8 @@ pipeline.fit(FOLDER, parts=["codec"], **settings)
 recording = load_audio(files[0], pipeline.sample_rate)
 codes = pipeline.codec.encode(recording[None])  # (1, frames, Q)
 decoded = pipeline.codec.decode(codes, len(recording))  # (1, samples)
-save_audio(OUT / "codec.wav", decoded, pipeline.sample_rate)
+show_audio(OUT / "original.wav", recording, pipeline.sample_rate)
+show_audio(OUT / "codec.wav", decoded, pipeline.sample_rate)
 print("Acoustic tokens:", tuple(codes.shape))
 
 """
@@ -141,8 +142,10 @@ print("Trained parts:", ", ".join(pipeline.trained_parts))
 
 prompt = recording[: 3 * pipeline.sample_rate]
 audio = pipeline.generate(prompt, duration=DURATION, seed=0)
-save_audio(OUT / "continuation.wav", audio, pipeline.sample_rate)
-print(f"Listen to {OUT / 'continuation.wav'}")
+prompt_duration = len(prompt) / pipeline.sample_rate
+path = OUT / "continuation.wav"
+show_audio(path, audio, pipeline.sample_rate, line=prompt_duration)
+print(f"Listen to {path}")
 
 """
 ## Next

@@ -37,6 +37,9 @@ _PUBLIC = {
     "codec_from": "convert.sources",
     "load_audio": "data.audio",
     "save_audio": "data.audio",
+    "show_audio": "evaluation.display",
+    "show_figure": "evaluation.display",
+    "show_tokens": "evaluation.display",
     "tokenizer_from": "convert.sources",
 }
 

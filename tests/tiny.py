@@ -18,19 +18,20 @@ NUM_CLUSTERS = 12
 COARSE_LEVELS, FINE_LEVELS = 2, 1
 
 
-def tiny_pipeline(trained=True):
+def tiny_pipeline(trained=True, fine_levels=FINE_LEVELS):
     """Five tiny models with random weights.
 
     Args:
         trained: bool. Whether they count as trained.
+        fine_levels: int. At zero there is no fine stage.
 
     Returns:
         `AudioLMPipeline` at 16 kHz: 25 semantic frames a second and 50
-        acoustic ones, of three levels.
+        acoustic ones, of `COARSE_LEVELS` and the fine ones.
     """
     keras.utils.set_random_seed(0)
     parts = {
-        "codec": tiny_codec(),
+        "codec": tiny_codec(COARSE_LEVELS + fine_levels),
         "semantic_tokenizer": tiny_semantic_tokenizer(),
         "semantic_lm": tiny_lm(TokenLayout.semantic(NUM_CLUSTERS, 25.0)),
         "coarse_lm": tiny_lm(
@@ -38,28 +39,30 @@ def tiny_pipeline(trained=True):
                 NUM_CLUSTERS, COARSE_LEVELS, CODEBOOK_SIZE, 25.0, 50.0
             )
         ),
-        "fine_lm": tiny_lm(
-            TokenLayout.fine(COARSE_LEVELS, FINE_LEVELS, CODEBOOK_SIZE, 50.0)
-        ),
     }
+    if fine_levels:
+        layout = TokenLayout.fine(
+            COARSE_LEVELS, fine_levels, CODEBOOK_SIZE, 50.0
+        )
+        parts["fine_lm"] = tiny_lm(layout)
     if not trained:
         return AudioLMPipeline(parts)
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 0.1, (4, SAMPLE_RATE)).astype("float32")
-    for name in ("codec", "semantic_lm", "coarse_lm", "fine_lm"):
+    for name in parts.keys() - {"semantic_tokenizer"}:
         parts[name].build()
     parts["codec"].initialize_codebooks([noise])
     parts["semantic_tokenizer"].fit_kmeans(lambda: iter([noise]))
     return AudioLMPipeline(parts, trained=parts)
 
 
-def tiny_codec():
+def tiny_codec(num_quantizers=COARSE_LEVELS + FINE_LEVELS):
     return SoundStream(
         sample_rate=SAMPLE_RATE,
         channels=2,
         strides=(4, 8, 10),
         embedding_dim=8,
-        num_quantizers=COARSE_LEVELS + FINE_LEVELS,
+        num_quantizers=num_quantizers,
         codebook_size=CODEBOOK_SIZE,
     )
 

@@ -8,6 +8,7 @@ import pathlib
 
 import numpy as np
 
+from keras_audiolm.evaluation.display import figure, spectrogram
 from keras_audiolm.evaluation.tables import tables
 
 TITLES = {
@@ -130,10 +131,12 @@ def examples(folder, prompt_duration):
             {
                 "kind": kind,
                 "sound": data_address("audio/flac", path.read_bytes()),
-                "picture": spectrogram(
-                    clip,
-                    rate,
-                    prompt_duration if "continuation" in kind else None,
+                "picture": png(
+                    spectrogram(
+                        clip,
+                        rate,
+                        prompt_duration if "continuation" in kind else None,
+                    )
                 ),
             }
         )
@@ -147,38 +150,10 @@ def data_address(kind, content):
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def figure(width, height):
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def png(figure):
+def png(picture):
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=100)
+    picture.savefig(file, format="png", dpi=100)
     return data_address("image/png", file.getvalue())
-
-
-def spectrogram(clip, sample_rate, line=None):
-    """A mel spectrogram, maybe with a line at a second, as a picture's
-    address."""
-    from keras_audiolm.evaluation.codec import log_mel
-
-    picture = figure(4.8, 1.9)
-    axes = picture.subplots()
-    axes.imshow(
-        log_mel(clip, sample_rate).T,
-        origin="lower",
-        aspect="auto",
-        cmap="magma",
-        vmin=-9.0,
-        vmax=3.0,
-        extent=(0, len(clip) / sample_rate, 0, 80),
-    )
-    if line is not None:
-        axes.axvline(line, color="white", linestyle="--")
-    axes.set(xlabel="seconds", ylabel="mel band")
-    return png(picture)
 
 
 def pictures(section, result):
