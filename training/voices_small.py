@@ -12,11 +12,11 @@
     $train --parts parallel_decoder corpora/many_voices/train
     $train --parts detector corpora/debian_voices/train
 
-The codec is `soundstream_voices`. Every command writes the preset with one part
-more, half precision, and goes on where it was stopped. Parts that have nothing
-to do with each other (the last four language models) can be trained at once,
-each with an `--out` of its own that starts as a copy. What was chosen by what
-measurement stands in `docs/training_voices_small.md`.
+The codec is `soundstream_voices`; parts that are finished stand in the folder
+`voices_small` beside this file, and are taken from there. Every command writes
+the preset with one part more, half precision, and goes on where it was stopped.
+Parts that have nothing to do with each other (the last four language models)
+can be trained at once, each with an `--out` of its own that starts as a copy.
 """
 
 import argparse
@@ -25,8 +25,9 @@ import pathlib
 import keras_audiolm  # chooses the backend  # isort: skip
 import keras
 
-from keras_audiolm.presets import PARTS
+from keras_audiolm.presets import PARTS, load_part
 
+FINISHED = pathlib.Path(__file__).with_suffix("")
 CLUSTERS = 128
 LEVELS = 8
 COARSE_LEVELS = 4
@@ -111,7 +112,9 @@ def make_pipeline():
             crop_duration=10.0,
         ),
     }
-    return keras_audiolm.AudioLMPipeline(parts, trained=("codec",))
+    finished = [name for name in PARTS if (FINISHED / name).is_dir()]
+    parts |= {name: load_part(FINISHED, name) for name in finished}
+    return keras_audiolm.AudioLMPipeline(parts, ("codec", *finished))
 
 
 def optimizer_of_encoder(steps):
