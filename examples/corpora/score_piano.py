@@ -11,6 +11,8 @@ written as 16 kHz mono 16-bit FLAC:
     OUT/manifest.csv     path, composer, title, source, licence, start, ...
     OUT/licences/        the soundfont's, and music21's word on its corpus
 
+Five hours to train on (59 pieces) and 36 minutes held out (14 pieces).
+
 A piece is a movement. String quartets are played as they stand, by as many
 hands as it takes. Repeats are not repeated. All movements of a work are in one
 split, so that nothing held out was heard in training.
