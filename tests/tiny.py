@@ -49,8 +49,10 @@ def tiny_pipeline(trained=True, fine_levels=FINE_LEVELS):
         return AudioLMPipeline(parts)
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 0.1, (4, SAMPLE_RATE)).astype("float32")
-    for name in parts.keys() - {"semantic_tokenizer"}:
-        parts[name].build()
+    # In order: the weights are drawn one after the other.
+    for name in parts:
+        if name != "semantic_tokenizer":
+            parts[name].build()
     parts["codec"].initialize_codebooks([noise])
     parts["semantic_tokenizer"].fit_kmeans(lambda: iter([noise]))
     return AudioLMPipeline(parts, trained=parts)
