@@ -25,19 +25,22 @@ import keras_audiolm  # chooses the backend  # isort: skip
 import numpy as np
 import soundfile
 import soxr
+from keras import ops
 from tqdm import tqdm
 
 from keras_audiolm.data.audio import find_audio_files, load_audio
 from keras_audiolm.data.crops import AudioCrops
 from keras_audiolm.evaluation.abx import COLUMNS, abx, read_items
+from keras_audiolm.layers.compiled import CompiledFunction, padded_frames
 from keras_audiolm.semantic.kmeans import KMeans
 
 SPEEDS = (0.8, 1.0, 1.25)
 # Words that the recogniser is surer of, and that last long enough.
 MIN_PROBABILITY = 0.5
 MIN_SECONDS = 0.2
-# k-means hears so many batches of crops.
+# k-means hears so many batches of so many crops.
 BATCHES = 64
+CROPS = 16
 
 
 def find_words(recogniser, corpus, every):
@@ -84,9 +87,25 @@ def load(corpus, rate, name):
     return soxr.resample(audio, float(speed), 1.0)[None]
 
 
-def activations(tokenizer, layer, audio):
-    x = tokenizer.encoder.encode(audio, layer=layer)
-    return np.asarray(x, "float32")
+def activations_of(tokenizer, layer):
+    """A function from audio `(batch, samples)` to `(batch, frames, dim)`.
+
+    Audio is padded to one of few lengths, each of which compiles once.
+    """
+    encoder = tokenizer.encoder
+    encode = CompiledFunction(
+        encoder, lambda audio, lengths: encoder.encode(audio, layer, lengths)
+    )
+
+    def activations(audio):
+        batch, samples = audio.shape
+        frames = -(-samples // encoder.hop_length)
+        padded = padded_frames(frames) * encoder.hop_length
+        audio = np.pad(audio, [(0, 0), (0, padded - samples)])
+        x = encode(audio, np.full(batch, samples, "int32"))
+        return np.asarray(ops.convert_to_numpy(x), "float32")[:, :frames]
+
+    return activations
 
 
 def layer_errors(corpus, items, tokenizer):
@@ -95,9 +114,8 @@ def layer_errors(corpus, items, tokenizer):
     names = {item.file for item in read_items(items)}
     audio = {name: load(corpus, rate, name) for name in sorted(names)}
     for layer in range(1, tokenizer.encoder.num_masked_layers + 1):
-        found = {
-            n: activations(tokenizer, layer, a)[0] for n, a in audio.items()
-        }
+        activations = activations_of(tokenizer, layer)
+        found = {name: activations(a)[0] for name, a in audio.items()}
         joined = np.concatenate(list(found.values()))
         mean, std = joined.mean(0), joined.std(0)
         standardised = {n: (x - mean) / std for n, x in found.items()}
@@ -108,19 +126,19 @@ def cluster_errors(corpus, items, tokenizer, layer, counts, seed=0):
     """Yields each number of clusters with the ABX errors of its tokens."""
     rate = tokenizer.sample_rate
     names = {item.file for item in read_items(items)}
-    crops = AudioCrops(corpus / "train", rate, 6.0, 16, BATCHES, seed=seed)
-    heard = [activations(tokenizer, layer, crops[i]) for i in range(BATCHES)]
+    crops = AudioCrops(corpus / "train", rate, 6.0, CROPS, BATCHES, seed=seed)
+    activations = activations_of(tokenizer, layer)
+    heard = [activations(crops[i]) for i in range(BATCHES)]
     heard = [x.reshape(-1, x.shape[-1]) for x in heard]  # (frames, dim)
     found = {
-        name: activations(tokenizer, layer, load(corpus, rate, name))[0]
-        for name in sorted(names)
+        name: activations(load(corpus, rate, name))[0] for name in sorted(names)
     }
     for count in counts:
         kmeans = KMeans(count, seed=seed)
         kmeans.fit(heard)
 
         def tokens(name, kmeans=kmeans):
-            return np.asarray(kmeans(found[name]))
+            return ops.convert_to_numpy(kmeans(found[name]))
 
         yield count, measure(items, tokens, tokenizer)
 

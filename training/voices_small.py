@@ -13,7 +13,9 @@
     $train --parts detector corpora/debian_voices/train
 
 The codec is `soundstream_voices`; parts that are finished stand in the folder
-`voices_small` beside this file, and are taken from there. Every command writes
+`voices_small` beside this file, and are taken from there unless they are to be
+trained. So far that is the semantic tokenizer: the sizes and steps of what
+comes after it are a plan, and no figure is known of it. Every command writes
 the preset with one part more, half precision, and goes on where it was stopped.
 Parts that have nothing to do with each other (the last four language models)
 can be trained at once, each with an `--out` of its own that starts as a copy.
@@ -31,14 +33,14 @@ FINISHED = pathlib.Path(__file__).with_suffix("")
 CLUSTERS = 128
 LEVELS = 8
 COARSE_LEVELS = 4
-# Optimizer steps, and recordings in a batch.
+# Optimizer steps, and crops in a batch.
 STEPS = {
     "semantic_tokenizer": 3000,
     "semantic_lm": 4000,
     "coarse_lm": 12000,
     "fine_lm": 6000,
     "parallel_decoder": 12000,
-    "detector": 600,
+    "detector": 500,
 }
 BATCH_SIZE = {
     "semantic_tokenizer": 6,
@@ -85,7 +87,9 @@ def make_stage(layout, num_layers, hidden_dim, crop_duration, dropout=0.0):
     return keras_audiolm.StageLM(layout, backbone, crop_duration)
 
 
-def make_pipeline():
+def make_pipeline(anew):
+    """A pipeline of the codec and the finished parts but those `anew`, which
+    like the others are untrained."""
     codec = keras_audiolm.SoundStream.from_preset("soundstream_voices")
     layout = keras_audiolm.TokenLayout
     told = CLUSTERS, 1024, 25.0, 50.0
@@ -112,7 +116,11 @@ def make_pipeline():
             crop_duration=10.0,
         ),
     }
-    finished = [name for name in PARTS if (FINISHED / name).is_dir()]
+    finished = [
+        name
+        for name in PARTS
+        if (FINISHED / name).is_dir() and name not in anew
+    ]
     parts |= {name: load_part(FINISHED, name) for name in finished}
     return keras_audiolm.AudioLMPipeline(parts, ("codec", *finished))
 
@@ -135,14 +143,14 @@ def main():
     if (options.out / "metadata.json").is_file():
         pipeline = keras_audiolm.AudioLMPipeline.from_preset(options.out)
     else:
-        pipeline = make_pipeline()
+        pipeline = make_pipeline(options.parts)
     if "semantic_tokenizer" in options.parts:
         steps = STEPS["semantic_tokenizer"]
         pipeline.compile(semantic_tokenizer=optimizer_of_encoder(steps))
     pipeline.fit(
         options.folder,
         parts=options.parts,
-        epochs={part: n // STEPS_PER_EPOCH or 1 for part, n in STEPS.items()},
+        epochs={part: n // STEPS_PER_EPOCH for part, n in STEPS.items()},
         steps_per_epoch=STEPS_PER_EPOCH,
         batch_size=BATCH_SIZE,
         validation_data=options.validation,

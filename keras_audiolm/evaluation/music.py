@@ -18,11 +18,17 @@ MAJOR = (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88)
 MINOR = (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17)
 
 
-def spectra(audio, window, hop):
-    """Power spectra `(frames, bins)` of audio `(samples,)`."""
+def spectra(audio, window, hop, finer=1):
+    """Amplitudes `(frames, bins)` of audio `(samples,)`.
+
+    Args:
+        finer: int. How many times as many bins there are as the window has
+            itself, to see between two.
+    """
     audio = np.pad(audio, (0, max(window - len(audio), 0)))
     frames = np.lib.stride_tricks.sliding_window_view(audio, window)[::hop]
-    return np.abs(np.fft.rfft(frames * np.hanning(window), axis=-1)) ** 2
+    frames = frames * np.hanning(window)
+    return np.abs(np.fft.rfft(frames, finer * window, axis=-1))
 
 
 def pitch_classes(audio, sample_rate):
@@ -39,11 +45,7 @@ def pitch_classes(audio, sample_rate):
         `(12,)`, at least zero, of sum one; all the same in silence.
     """
     window = round(PITCH_WINDOW * sample_rate)
-    # Four times as many bins, to see between two.
-    audio = np.pad(audio, (0, max(window - len(audio), 0)))
-    frames = np.lib.stride_tricks.sliding_window_view(audio, window)
-    frames = frames[:: window // 2] * np.hanning(window)
-    amplitude = np.abs(np.fft.rfft(frames, 4 * window, axis=-1))
+    amplitude = spectra(audio, window, window // 2, finer=4)
     frequencies = np.fft.rfftfreq(4 * window, 1 / sample_rate)
     inside = (frequencies > PITCH_RANGE[0]) & (frequencies < PITCH_RANGE[1])
     middle = amplitude[:, 1:-1]
@@ -92,7 +94,7 @@ def onset_density(audio, sample_rate):
     hop = round(ONSET_HOP * sample_rate)
     # What sounds at the start begins there.
     audio = np.concatenate([np.zeros(window), audio])
-    power = spectra(audio, window, hop)
+    power = spectra(audio, window, hop) ** 2
     edges = np.geomspace(1, power.shape[1], ONSET_BANDS + 1).astype(int)
     bands = np.add.reduceat(power, np.unique(edges[:-1]), axis=1)
     # Nothing is heard 60 decibels below the loudest.
