@@ -102,7 +102,15 @@ def fit_lm(recordings, folder, callbacks=()):
     return history["semantic_lm"], pipeline.semantic_lm.get_weights()
 
 
-@pytest.mark.parametrize("place", [(0, 0), (0, 3), (1, 4)])
+@pytest.mark.parametrize(
+    "place",
+    [
+        (0, 3),
+        # On JAX alone: what makes them differ is no matter of the backend.
+        pytest.param((0, 0), marks=pytest.mark.large),
+        pytest.param((1, 4), marks=pytest.mark.large),
+    ],
+)
 def test_stopped_and_resumed_equals_uninterrupted(recordings, tmp_path, place):
     history, weights = fit_lm(recordings, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
@@ -240,6 +248,7 @@ def test_half_precision_is_kept_exactly(tmp_path):
     np.testing.assert_array_equal(weight(model).astype("float32"), before)
 
 
+@pytest.mark.large
 def test_a_backup_stays_until_the_result_is_kept(
     recordings, tmp_path, monkeypatch
 ):

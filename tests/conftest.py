@@ -23,6 +23,7 @@ import keras
 import pytest
 
 BACKEND_FREE = {
+    "benchmarks/codec_architectures_test.py",
     "benchmarks/word_abx_test.py",
     "bundled_test.py",
     "cli_test.py",
