@@ -10,6 +10,8 @@ from keras_audiolm.layers.argmax import argmax
 from keras_audiolm.layers.distribution import refuse_replicas
 from keras_audiolm.layers.initializers import RandomNormal
 
+# What `smallest` divides a row into.
+GROUPS = 512
 Quantized = namedtuple("Quantized", ["embeddings", "codes", "commitment_loss"])
 
 
@@ -176,13 +178,10 @@ class ResidualVectorQuantizer(keras.layers.Layer):
         codes = None  # (batch, frames, beams, levels so far)
         for level in range(levels):
             codebook = self.codebook(level)
-            distance = distances(residual, codebook) + ops.sum(
-                ops.square(residual), axis=-1, keepdims=True
-            )  # (batch, frames, beams, codebook_size)
+            distance = whole_distances(residual, codebook)
             batch, frames, beams, size = distance.shape
             distance = ops.reshape(distance, (-1, frames, beams * size))
-            width = min(self.beam_width, beams * size)
-            _, best = ops.top_k(-distance, width)
+            best = smallest(distance, min(self.beam_width, beams * size))
             parent, code = best // size, best % size  # (batch, frames, width)
             residual = take_beams(residual, parent) - ops.take(
                 codebook, code, axis=0
@@ -402,6 +401,42 @@ def distances(x, codebook):
     return ops.sum(ops.square(codebook), axis=-1) - 2 * ops.matmul(
         x, ops.transpose(codebook)
     )
+
+
+def smallest(x, count):
+    """The places of the `count` smallest of the last axis, smallest first.
+
+    As `top_k`, which takes ten times as long on rows of thousands: the
+    smallest are in those groups whose own smallest are the smallest.
+    """
+    *shape, size = x.shape
+    groups = GROUPS if size % GROUPS == 0 else 1
+    if groups <= count:
+        return ops.top_k(-x, count)[1]
+    inner = size // groups
+    grouped = ops.reshape(x, (-1, *shape[1:], groups, inner))
+    _, kept = ops.top_k(-ops.min(grouped, axis=-1), count)
+    # (..., count, inner)
+    found = ops.take_along_axis(grouped, kept[..., None], axis=-2)
+    found = ops.reshape(found, (-1, *shape[1:], count * inner))
+    _, best = ops.top_k(-found, count)
+    group = ops.take_along_axis(kept, best // inner, axis=-1)
+    return group * inner + best % inner
+
+
+def whole_distances(x, codebook):
+    """`distances` with the square of x itself, `(..., codebook_size)`.
+
+    All in one product: of so many, each pass over them takes as long.
+    """
+
+    def square(a):
+        return ops.sum(ops.square(a), axis=-1, keepdims=True)
+
+    x = ops.concatenate([-2 * x, square(x), ops.ones_like(x[..., :1])], -1)
+    ones = ops.ones_like(codebook[:, :1])
+    codebook = ops.concatenate([codebook, ones, square(codebook)], -1)
+    return ops.matmul(x, ops.transpose(codebook))
 
 
 def take_beams(x, beams):

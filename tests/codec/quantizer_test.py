@@ -4,7 +4,11 @@ import pytest
 from keras import ops
 from sklearn.cluster import KMeans
 
-from keras_audiolm.codec.quantizer import ResidualVectorQuantizer, lloyd
+from keras_audiolm.codec.quantizer import (
+    ResidualVectorQuantizer,
+    lloyd,
+    smallest,
+)
 from keras_audiolm.layers.compiled import CompiledFunction
 
 LEVELS, CODES, DIM = 3, 8, 4
@@ -122,6 +126,13 @@ def test_a_wider_beam_comes_nearer():
         errors.append(np.square(x - made).mean())
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.95 * errors[0]
+
+
+@pytest.mark.parametrize("size", [24, 512, 2048, 2000])
+def test_the_smallest_are_those_of_a_sort(size):
+    x = normal(2, 3, size)
+    found = to_numpy(smallest(ops.convert_to_tensor(x), 16))
+    np.testing.assert_array_equal(found, np.argsort(x, axis=-1)[..., :16])
 
 
 @pytest.mark.parametrize("config", [{"beam_width": 0}, {"code_dim": 2}])
