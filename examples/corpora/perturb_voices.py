@@ -19,6 +19,7 @@ Run it with `pip install soundfile soxr tqdm`:
 """
 
 import argparse
+import itertools
 import os
 import pathlib
 import sys
@@ -77,13 +78,15 @@ def write_copies(path, folder, out, speeds):
         os.replace(temporary, target)
 
 
-def perturb(folder, out, speeds=SPEEDS):
-    """Copies all recordings of a folder at all speeds.
+def perturb(folder, out, speeds=SPEEDS, copies=None):
+    """Copies all recordings of a folder at other speeds.
 
     Args:
         folder: folder of recordings, with a sub-folder for each voice.
         out: folder to write to, outside `folder`.
         speeds: sequence of floats above zero; `1.0` is a recording as it is.
+        copies: int, optional. So many of the speeds for each recording, in
+            turn, rather than all.
 
     Returns:
         Dictionary by path of why a recording could not be read.
@@ -103,10 +106,17 @@ def perturb(folder, out, speeds=SPEEDS):
         raise ValueError(
             f"Speeds must be from 0.25 to 4. Received: {list(speeds)}"
         )
+    copies = len(speeds) if copies is None else copies
+    if not 1 <= copies <= len(speeds):
+        raise ValueError(
+            f"Of {len(speeds)} speeds there cannot be {copies} copies."
+        )
+    turn = itertools.cycle(speeds)
     skipped = {}
     for path in tqdm.tqdm(find_audio_files(folder), unit="file"):
+        chosen = list(itertools.islice(turn, copies))
         try:
-            write_copies(path, folder, out, speeds)
+            write_copies(path, folder, out, chosen)
         except AudioFileError as error:
             skipped[path] = error.reason
     return skipped
@@ -125,9 +135,17 @@ def main(arguments=None):
         default=SPEEDS,
         help=f"default: {' '.join(map(str, SPEEDS))}",
     )
+    parser.add_argument(
+        "--copies",
+        type=int,
+        metavar="N",
+        help="of each recording, at N of the speeds in turn (default: at all)",
+    )
     options = parser.parse_args(arguments)
     try:
-        skipped = perturb(options.folder, options.out, options.speeds)
+        skipped = perturb(
+            options.folder, options.out, options.speeds, options.copies
+        )
     except ValueError as error:
         sys.exit(f"perturb_voices: {error}")
     for path, reason in skipped.items():

@@ -58,6 +58,13 @@ def test_each_speed_is_a_voice_of_its_own(script, recordings, tmp_path):
         assert loudest_frequency(samples) == pytest.approx(400 * speed, abs=2)
 
 
+def test_fewer_copies_are_of_each_speed_in_turn(script, recordings, tmp_path):
+    out = tmp_path / "out"
+    script.perturb(recordings, out, (0.8, 1.0, 1.25), copies=2)
+    made = {str(p.relative_to(out)) for p in out.rglob("*.flac")}
+    assert made == {"@0.8/b.flac", "b.flac", "fr@1.25/a.flac", "fr@0.8/a.flac"}
+
+
 def test_goes_on_where_it_was_stopped(script, recordings, tmp_path):
     script.perturb(recordings, tmp_path / "out", (0.8,))
     kept = tmp_path / "out" / "fr@0.8" / "a.flac"

@@ -1,0 +1,78 @@
+"""How `piano_small` is made, part by part.
+
+    python examples/corpora/score_piano.py corpora/piano
+    python examples/corpora/perturb_voices.py corpora/piano/train \\
+        corpora/many_pianos/train --speeds 0.944 1 1.059
+    train="python training/piano_small.py --out runs/piano_small
+        --validation corpora/piano/held_out"
+    $train --parts codec semantic_tokenizer corpora/piano/train
+    $train --parts semantic_lm coarse_lm parallel_decoder \\
+        corpora/many_pianos/train
+    $train --parts detector corpora/piano/train
+
+The language models hear each piece in three keys, a semitone apart. Parts that
+stand in the folder `piano_small` beside this file are finished, and are taken
+from there unless they are to be trained.
+"""
+
+import pathlib
+
+import keras_audiolm  # chooses the backend  # isort: skip
+
+import recipe
+
+FINISHED = pathlib.Path(__file__).with_suffix("")
+CLUSTERS, LAYER = 256, 3
+LEVELS, CODES = 3, 2048
+# Of semantic and acoustic frames, hertz.
+RATES = 25.0, 50.0
+STEPS = {
+    "codec": 5600,
+    "semantic_tokenizer": 2850,
+    "semantic_lm": 4000,
+    "coarse_lm": 4000,
+    "parallel_decoder": 8000,
+    "detector": 500,
+}
+BATCH_SIZES = {
+    "codec": 32,
+    "semantic_tokenizer": 48,
+    "semantic_lm": 32,
+    "coarse_lm": 24,
+    "parallel_decoder": 48,
+}
+PEAKS = {
+    "semantic_tokenizer": 1.5e-3,
+    "semantic_lm": 1e-3,
+    "coarse_lm": 1e-3,
+    "parallel_decoder": 1e-3,
+}
+
+
+def make_pipeline(anew=()):
+    """A pipeline of the finished parts but those `anew`, which like the others
+    are untrained."""
+    layout = keras_audiolm.TokenLayout
+    acoustic = layout.coarse(CLUSTERS, LEVELS, CODES, *RATES)
+    semantic = layout.semantic(CLUSTERS, RATES[0])
+    return recipe.with_finished(
+        {
+            "codec": recipe.make_codec(
+                num_quantizers=LEVELS,
+                codebook_size=CODES,
+                quantizer_dropout=0.34,
+            ),
+            "semantic_tokenizer": recipe.make_tokenizer(CLUSTERS, LAYER),
+            "semantic_lm": recipe.make_stage(semantic, 5, 256, 30.0, 0.2),
+            "coarse_lm": recipe.make_stage(acoustic, 5, 256, 8.0, 0.1),
+            "parallel_decoder": recipe.make_decoder(
+                acoustic, 5, 224, 10.0, 0.1
+            ),
+        },
+        FINISHED,
+        anew,
+    )
+
+
+if __name__ == "__main__":
+    recipe.run(make_pipeline, STEPS, BATCH_SIZES, PEAKS, (0.84, 1.19))

@@ -1,0 +1,133 @@
+"""What the recipes of the presets share: models of a size, and the command."""
+
+import argparse
+import pathlib
+
+import keras_audiolm  # chooses the backend  # isort: skip
+import keras
+
+from keras_audiolm.presets import PARTS, load_part
+
+# Steps between two looks at the held-out loss.
+STEPS_PER_EPOCH = 250
+HEARING = "codec", "semantic_tokenizer"
+
+
+def make_codec(**config):
+    """MDCT frames of 20 ms, as `soundstream_voices`."""
+    return keras_audiolm.SoundStream(
+        channels=224,
+        strides=(1,),
+        embedding_dim=64,
+        transform="mdct",
+        noise_filling=True,
+        codebook_decay=0.99,
+        name="codec",
+        **config,
+    )
+
+
+def make_tokenizer(clusters, layer):
+    encoder = keras_audiolm.W2vBert(
+        hidden_dim=192,
+        num_heads=4,
+        intermediate_dim=768,
+        num_contrastive_layers=2,
+        num_masked_layers=4,
+        kernel_size=15,
+        codebook_size=256,
+        codebook_dim=64,
+        mask_probability=0.1,
+        mask_length=5,
+        unmasked_weight=0.5,
+        perturbation=0.7,
+        codebook_decay=0.98,
+        dropout=0.0,
+    )
+    return keras_audiolm.SemanticTokenizer(encoder, clusters, layer=layer)
+
+
+def make_stage(layout, num_layers, hidden_dim, crop_duration, dropout=0.0):
+    backbone = {
+        "num_layers": num_layers,
+        "num_heads": 4,
+        "hidden_dim": hidden_dim,
+        # Gated: two of these stand for one of four times the width.
+        "intermediate_dim": 8 * hidden_dim // 3 // 16 * 16,
+        "dropout": dropout,
+        "position": "rotary",
+    }
+    return keras_audiolm.StageLM(layout, backbone, crop_duration)
+
+
+def make_decoder(layout, num_layers, hidden_dim, crop_duration, dropout=0.0):
+    return keras_audiolm.ParallelDecoder(
+        layout,
+        num_layers=num_layers,
+        num_heads=4,
+        hidden_dim=hidden_dim,
+        intermediate_dim=4 * hidden_dim,
+        dropout=dropout,
+        crop_duration=crop_duration,
+    )
+
+
+def with_finished(parts, folder, anew):
+    """A pipeline of untrained parts, but of those that stand in a folder, and
+    are not to be trained anew, as they are there."""
+    finished = [
+        name for name in parts if (folder / name).is_dir() and name not in anew
+    ]
+    loaded = {name: load_part(folder, name) for name in finished}
+    return keras_audiolm.AudioLMPipeline({**parts, **loaded}, finished)
+
+
+def make_optimizer(steps, peak):
+    """AdamW whose rate rises for a tenth of the steps, then falls."""
+    warmup = steps // 10
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0, steps - warmup, 0.02, warmup_target=peak, warmup_steps=warmup
+    )
+    return keras.optimizers.AdamW(schedule, beta_2=0.98, clipnorm=1.0)
+
+
+def run(make_pipeline, steps, batch_sizes, peaks, speed_range):
+    """The command line of a recipe.
+
+    Args:
+        make_pipeline: callable from the parts to train to a pipeline.
+        steps, batch_sizes: dictionaries of ints by part.
+        peaks: dictionary by part of the highest learning rate. The codec has
+            a trainer of its own.
+        speed_range: of the audio that codec and encoder hear.
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", help="recordings, or a store of tokens")
+    parser.add_argument("--validation", required=True, help="held-out ones")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, required=True)
+    parser.add_argument("--out", type=pathlib.Path, required=True)
+    options = parser.parse_args()
+    if (options.out / "metadata.json").is_file():
+        pipeline = keras_audiolm.AudioLMPipeline.from_preset(options.out)
+    else:
+        pipeline = make_pipeline(options.parts)
+    pipeline.compile(
+        **{
+            part: make_optimizer(steps[part], peaks[part])
+            for part in options.parts
+            if part in peaks
+        }
+    )
+    pipeline.fit(
+        options.data,
+        parts=options.parts,
+        epochs={part: -(-n // STEPS_PER_EPOCH) for part, n in steps.items()},
+        steps_per_epoch=STEPS_PER_EPOCH,
+        batch_size=batch_sizes,
+        validation_data=options.validation,
+        token_dir=f"{options.out}-tokens",
+        checkpoint_dir=f"{options.out}-checkpoints",
+        speed_range=speed_range,
+        verbose=2,
+    )
+    pipeline.save_to_preset(options.out, dtype="float16")
