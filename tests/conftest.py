@@ -51,6 +51,7 @@ BACKEND_FREE = {
     "import_test.py",
     "scale",
     "tfio",
+    "training_recipes_test.py",
 }
 
 

@@ -12,7 +12,8 @@
 
 The language models hear each piece in three keys, a semitone apart. Parts that
 stand in the folder `piano_small` beside this file are finished, and are taken
-from there unless they are to be trained.
+from there unless they are to be trained. None is so far: sizes and steps are a
+plan, and no figure is known.
 """
 
 import pathlib
@@ -27,26 +28,22 @@ LEVELS, CODES = 3, 2048
 # Of semantic and acoustic frames, hertz.
 RATES = 25.0, 50.0
 STEPS = {
-    "codec": 5600,
-    "semantic_tokenizer": 2850,
-    "semantic_lm": 4000,
-    "coarse_lm": 4000,
-    "parallel_decoder": 8000,
+    "codec": 4000,
+    "semantic_tokenizer": 3000,
+    "semantic_lm": 1000,
+    "coarse_lm": 1500,
+    "parallel_decoder": 2500,
     "detector": 500,
 }
 BATCH_SIZES = {
-    "codec": 32,
-    "semantic_tokenizer": 48,
-    "semantic_lm": 32,
-    "coarse_lm": 24,
-    "parallel_decoder": 48,
+    "codec": 12,
+    "semantic_tokenizer": 6,
+    "semantic_lm": 8,
+    "coarse_lm": 4,
+    "parallel_decoder": 4,
 }
-PEAKS = {
-    "semantic_tokenizer": 1.5e-3,
-    "semantic_lm": 1e-3,
-    "coarse_lm": 1e-3,
-    "parallel_decoder": 1e-3,
-}
+# Of the learning rate; the codec has a trainer of its own.
+PEAKS = dict.fromkeys(BATCH_SIZES.keys() - {"codec"}, 1e-3)
 
 
 def make_pipeline(anew=()):

@@ -2,7 +2,7 @@
 
     python examples/corpora/debian_voices.py corpora/debian_voices
     python examples/corpora/perturb_voices.py corpora/debian_voices/train \\
-        corpora/many_voices/train
+        corpora/many_voices/train --copies 3
     train="python training/voices_small.py --out runs/voices_small
         --validation corpora/debian_voices/held_out"
     $train --parts semantic_tokenizer corpora/debian_voices/train
@@ -28,27 +28,22 @@ LEVELS, COARSE_LEVELS, CODES = 8, 4, 1024
 # Of semantic and acoustic frames, hertz.
 RATES = 25.0, 50.0
 STEPS = {
-    "semantic_tokenizer": 3450,
-    "semantic_lm": 4000,
-    "coarse_lm": 4000,
-    "fine_lm": 4000,
-    "parallel_decoder": 8000,
+    "semantic_tokenizer": 3000,
+    "semantic_lm": 1000,
+    "coarse_lm": 1500,
+    "fine_lm": 1500,
+    "parallel_decoder": 2500,
     "detector": 500,
 }
 BATCH_SIZES = {
-    "semantic_tokenizer": 48,
-    "semantic_lm": 32,
-    "coarse_lm": 24,
-    "fine_lm": 24,
-    "parallel_decoder": 48,
+    "semantic_tokenizer": 6,
+    "semantic_lm": 8,
+    "coarse_lm": 4,
+    "fine_lm": 8,
+    "parallel_decoder": 4,
 }
-PEAKS = {
-    "semantic_tokenizer": 1.5e-3,
-    "semantic_lm": 1e-3,
-    "coarse_lm": 1e-3,
-    "fine_lm": 1e-3,
-    "parallel_decoder": 1e-3,
-}
+# Of the learning rate.
+PEAKS = dict.fromkeys(BATCH_SIZES, 1e-3)
 
 
 def make_pipeline(anew=()):
@@ -69,8 +64,8 @@ def make_pipeline(anew=()):
             ),
             "semantic_tokenizer": recipe.make_tokenizer(CLUSTERS, LAYER),
             "semantic_lm": recipe.make_stage(semantic, 4, 256, 20.0, 0.2),
-            "coarse_lm": recipe.make_stage(coarse, 4, 256, 8.0),
-            "fine_lm": recipe.make_stage(fine, 3, 224, 3.0),
+            "coarse_lm": recipe.make_stage(coarse, 4, 192, 8.0),
+            "fine_lm": recipe.make_stage(fine, 3, 192, 3.0),
             "parallel_decoder": recipe.make_decoder(
                 acoustic(LEVELS), 5, 224, 10.0
             ),
