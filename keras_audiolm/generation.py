@@ -49,12 +49,13 @@ def one_a_stage(name, value):
     return {stage: one for stage, one in value.items() if one is not None}
 
 
-def by_stage(settings):
+def by_stage(settings, defaults=()):
     """Settings of `Sampling` as each stage takes them.
 
     Args:
         settings: dictionary by name (`temperature`, ...) of a value for all
             stages, or of a dictionary for some.
+        defaults: the same, of what `settings` does not say.
 
     Returns:
         Dictionary by stage of dictionaries by name.
@@ -65,7 +66,7 @@ def by_stage(settings):
     """
     names = [field.name for field in dataclasses.fields(Sampling)]
     stages = {stage: {"temperature": t} for stage, t in TEMPERATURES.items()}
-    for name, value in settings.items():
+    for name, value in (*dict(defaults).items(), *settings.items()):
         if name not in names:
             raise TypeError(
                 f"There is no argument {name!r} of generation. Those of "
@@ -76,6 +77,22 @@ def by_stage(settings):
     for settings in stages.values():
         Sampling(**settings)  # refuses values that mean nothing
     return stages
+
+
+def check_decoder(name):
+    """Raises `ValueError` if there is no such acoustic decoder."""
+    if name not in ("cascade", "parallel"):
+        raise ValueError(
+            "`acoustic_decoder` must be 'cascade' or 'parallel'. "
+            f"Received: {name!r}"
+        )
+
+
+def split_decoder(settings):
+    """The `acoustic_decoder` of a dictionary, `"cascade"` where it has none,
+    and the rest of it, for `by_stage`."""
+    settings = dict(settings)
+    return settings.pop("acoustic_decoder", "cascade"), settings
 
 
 class Cascade:

@@ -1,5 +1,6 @@
 """AudioLMPipeline: five models behind one object."""
 
+import copy
 import functools
 import itertools
 import math
@@ -13,7 +14,14 @@ import tqdm
 from keras_audiolm import presets, training
 from keras_audiolm.data.audio import check_audio, load_audio
 from keras_audiolm.data.spooled import windows_of
-from keras_audiolm.generation import Cascade, Player, Tokens, by_stage
+from keras_audiolm.generation import (
+    Cascade,
+    Player,
+    Tokens,
+    by_stage,
+    check_decoder,
+    split_decoder,
+)
 from keras_audiolm.language_model.layout import PADDING
 from keras_audiolm.layers.distribution import make_layout_map
 
@@ -66,6 +74,7 @@ class AudioLMPipeline:
         self._trained = set(trained)
         self._compiled = {}
         self.remat = False
+        self._sampling = {}
         self._card = None
         # What the tokenizers were loaded from, while they are as they were.
         self.preset = None
@@ -110,6 +119,10 @@ class AudioLMPipeline:
                 load_weights=name in trained,
                 dtype=dtype,
             )
+        try:
+            pipeline.sampling = metadata.get("sampling", {})
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{folder / 'metadata.json'}: {error}") from None
         if load_weights:
             pipeline._card = presets.read_card(folder)
             pipeline.preset = str(preset)
@@ -132,6 +145,7 @@ class AudioLMPipeline:
             {name: self._parts[name] for name in self.part_names},
             self._trained,
             self._configs,
+            sampling=self._sampling,
             card=self._card,
             dtype=dtype,
         )
@@ -195,6 +209,26 @@ class AudioLMPipeline:
         self._trained -= {name, *presets.DEPENDENTS.get(name, ())}
         self._forget_preset(name)
         self.__dict__.pop("unit", None)
+
+    @property
+    def sampling(self):
+        """How this pipeline sounds best: what `generate`, `stream` and
+        `resynthesize` take where they are not told otherwise. A dictionary of
+        `acoustic_decoder`, `temperature`, `top_k`, `top_p` and
+        `repetition_penalty`, as of `generate`; saved with the preset.
+
+        ```python
+        pipeline.sampling = {"temperature": {"semantic": 0.9}}
+        ```
+        """
+        return copy.deepcopy(self._sampling)
+
+    @sampling.setter
+    def sampling(self, settings):
+        decoder, others = split_decoder(settings)
+        check_decoder(decoder)
+        by_stage(others)
+        self._sampling = copy.deepcopy(settings)
 
     @property
     def codec(self):
@@ -590,7 +624,7 @@ class AudioLMPipeline:
         seed=None,
         num_candidates=1,
         scorer=None,
-        acoustic_decoder="cascade",
+        acoustic_decoder=None,
         overlap=None,
         stop="duration",
         return_tokens=False,
@@ -614,7 +648,8 @@ class AudioLMPipeline:
                 language models' own likelihood.
             acoustic_decoder: `"cascade"`, the coarse and the fine stage, or
                 `"parallel"`, the parallel decoder, whose sampling settings
-                and overlap are those of the coarse stage.
+                and overlap are those of the coarse stage. Defaults to what
+                `sampling` says, and to `"cascade"` otherwise.
             overlap: float, or a dictionary by stage. Seconds of what is known
                 that a stage hears before it goes on, where a window of it
                 does not hold the whole. Defaults to 3 of the semantic and the
@@ -628,7 +663,8 @@ class AudioLMPipeline:
             **sampling: `temperature`, `top_k`, `top_p` and
                 `repetition_penalty`, each one number for all stages, or a
                 dictionary by stage (`"semantic"`, `"coarse"`, `"fine"`).
-                Temperatures default to the paper's 0.6, 0.8 and 0.6.
+                Default to what `sampling` says, and temperatures to the
+                paper's 0.6, 0.8 and 0.6 otherwise.
 
         Returns:
             Float32 audio: the prompt, followed by exactly `duration` new
@@ -644,7 +680,7 @@ class AudioLMPipeline:
                 overlap that leaves no room in a window, untrained parts, or
                 `stop="eos"` where the semantic stage knows no end.
         """
-        self._require_decoder(acoustic_decoder, "Generating")
+        acoustic_decoder = self._choose_decoder(acoustic_decoder, "Generating")
         if stop == "eos" and num_candidates > 1 and scorer is None:
             raise ValueError(
                 "Candidates that end where they like cannot be compared by "
@@ -697,7 +733,7 @@ class AudioLMPipeline:
         duration=None,
         batch_size=None,
         seed=None,
-        acoustic_decoder="cascade",
+        acoustic_decoder=None,
         overlap=None,
         stop="duration",
         verbose=False,
@@ -728,7 +764,7 @@ class AudioLMPipeline:
             speaker.write(chunk)
         ```
         """
-        self._require_decoder(acoustic_decoder, "Generating")
+        acoustic_decoder = self._choose_decoder(acoustic_decoder, "Generating")
         prompts = self._prompts(prompt, batch_size)
         if duration is None:
             duration = math.inf
@@ -872,7 +908,7 @@ class AudioLMPipeline:
         self,
         audio,
         seed=None,
-        acoustic_decoder="cascade",
+        acoustic_decoder=None,
         overlap=None,
         verbose=False,
         **sampling,
@@ -890,7 +926,9 @@ class AudioLMPipeline:
         Returns:
             Float32 audio of the same shape.
         """
-        self._require_decoder(acoustic_decoder, "Resynthesizing")
+        acoustic_decoder = self._choose_decoder(
+            acoustic_decoder, "Resynthesizing"
+        )
         audio, batched = self._read(audio)
         units = -(-audio.shape[1] // self.unit_samples)
         padding = units * self.unit_samples - audio.shape[1]
@@ -925,13 +963,16 @@ class AudioLMPipeline:
                 f"codec has {self.codec.num_quantizers}; it fills in them all."
             )
 
-    def _require_decoder(self, acoustic_decoder, purpose):
-        """Raises `ValueError` unless all parts of this way are trained."""
-        if acoustic_decoder not in ("cascade", "parallel"):
-            raise ValueError(
-                "`acoustic_decoder` must be 'cascade' or 'parallel'. "
-                f"Received: {acoustic_decoder!r}"
-            )
+    def _choose_decoder(self, acoustic_decoder, purpose):
+        """The one asked for, or the default.
+
+        Raises:
+            ValueError: if there is no such, or a part that it needs is not
+                trained.
+        """
+        if acoustic_decoder is None:
+            acoustic_decoder = split_decoder(self._sampling)[0]
+        check_decoder(acoustic_decoder)
         left_out = ["parallel_decoder", "detector"]
         if acoustic_decoder == "parallel":
             if "parallel_decoder" not in self._parts:
@@ -944,6 +985,7 @@ class AudioLMPipeline:
         self._require(
             [n for n in self.part_names if n not in left_out], purpose
         )
+        return acoustic_decoder
 
     def _cascade(
         self, sampling, seed, acoustic_decoder, overlap, stop="duration"
@@ -962,7 +1004,7 @@ class AudioLMPipeline:
             *[None] * (3 - len(models)),
             self.unit,
             self.unit_samples / self.sample_rate,
-            by_stage(sampling),
+            by_stage(sampling, split_decoder(self._sampling)[1]),
             overlap,
             seed,
             stop == "eos",

@@ -495,7 +495,9 @@ def check_target(folder):
     return folder
 
 
-def save_preset(folder, parts, trained, configs, card=None, dtype="float32"):
+def save_preset(
+    folder, parts, trained, configs, sampling=(), card=None, dtype="float32"
+):
     """Writes a whole preset, or nothing.
 
     It is written under a temporary name beside `folder` and renamed when it is
@@ -508,6 +510,7 @@ def save_preset(folder, parts, trained, configs, card=None, dtype="float32"):
         trained: names of trained parts; the others get no weights.
         configs: dictionary of part name -> configuration, for parts that have
             never been built.
+        sampling: dictionary of defaults of generation.
         card: str. The text of README.md.
         dtype: str. Of the weights on disk.
     """
@@ -523,7 +526,7 @@ def save_preset(folder, parts, trained, configs, card=None, dtype="float32"):
             else:
                 config = configs[name] if model is None else part_config(model)
                 write_config(config, temporary / name)
-        write_metadata(temporary, parts, trained)
+        write_metadata(temporary, parts, trained, sampling)
         if card:
             (temporary / "README.md").write_text(card)
         os.chmod(temporary, 0o755)
@@ -533,7 +536,7 @@ def save_preset(folder, parts, trained, configs, card=None, dtype="float32"):
         raise
 
 
-def write_metadata(folder, parts, trained):
+def write_metadata(folder, parts, trained, sampling=()):
     import keras
 
     metadata = {
@@ -547,6 +550,7 @@ def write_metadata(folder, parts, trained):
             for name, model in parts.items()
             if model is not None and model.built
         },
+        "sampling": dict(sampling),
         "date_saved": datetime.date.today().isoformat(),
     }
     text = json.dumps(metadata, indent=2) + "\n"

@@ -1,3 +1,5 @@
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -593,9 +595,8 @@ def test_the_parallel_decoder_trains_generates_and_is_kept(
     assert tokens.acoustic.shape == (70, 3)
     long = list(pipeline.stream(**{**settings, "duration": 2.5}))
     assert sum(map(len, long)) == 40000 and len(long) > 2
-    made = pipeline.resynthesize(
-        noise(12345), acoustic_decoder="parallel", seed=0
-    )
+    pipeline.sampling = {"acoustic_decoder": "parallel"}
+    made = pipeline.resynthesize(noise(12345), seed=0)
     assert made.shape == (12345,)
 
     pipeline.save_to_preset(tmp_path / "preset")
@@ -634,6 +635,35 @@ def test_another_codec_leaves_no_stage_trained():
 def test_the_way_to_acoustic_tokens_is_one_of_two(pipeline):
     with pytest.raises(ValueError, match="'cascade' or 'parallel'.*'both'"):
         pipeline.generate(duration=0.2, acoustic_decoder="both")
+    with pytest.raises(ValueError, match="'cascade' or 'parallel'.*'both'"):
+        pipeline.sampling = {"acoustic_decoder": "both"}
+
+
+def test_a_preset_keeps_how_it_sounds_best(tmp_path):
+    pipeline = tiny_pipeline()
+    told = pipeline.generate(duration=0.2, seed=0, temperature=0)
+    pipeline.sampling = {"temperature": 0}
+    pipeline.save_to_preset(tmp_path / "preset")
+    loaded = AudioLMPipeline.from_preset(tmp_path / "preset")
+    np.testing.assert_array_equal(loaded.generate(duration=0.2, seed=1), told)
+    hotter = {"coarse": 5.0}  # the others are the preset's still
+    semantic = [
+        loaded.generate(
+            duration=0.2, seed=seed, temperature=hotter, return_tokens=True
+        )[1].semantic
+        for seed in (0, 1)
+    ]
+    np.testing.assert_array_equal(*semantic)
+
+
+@pytest.mark.parametrize("sampling", [{"temprature": 1}, {"top_k": -1}, [1]])
+def test_a_preset_that_samples_as_nothing_can_is_refused(sampling, tmp_path):
+    tiny_pipeline().save_to_preset(tmp_path / "preset")
+    path = tmp_path / "preset" / "metadata.json"
+    metadata = json.loads(path.read_text())
+    path.write_text(json.dumps({**metadata, "sampling": sampling}))
+    with pytest.raises(ValueError, match="metadata.json"):
+        AudioLMPipeline.from_preset(tmp_path / "preset")
 
 
 # === Training ===

@@ -143,7 +143,7 @@ def sampling_options():
         "--temperature",
         type=one_or_each(float, STAGES, "stage"),
         help="one number for all stages, or semantic=0.6,coarse=0.8,fine=0.6 "
-        "(the paper's, and the default)",
+        "(the paper's, and the default where a preset has none)",
     )
     options.add_argument(
         "--top-k",
@@ -166,9 +166,8 @@ def sampling_options():
     options.add_argument(
         "--acoustic-decoder",
         choices=("cascade", "parallel"),
-        default="cascade",
         help="what makes the acoustic tokens: the coarse and the fine stage, "
-        "or the parallel decoder (default: %(default)s)",
+        "or the parallel decoder (default: the preset's, or cascade)",
     )
     return options
 
