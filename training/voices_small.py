@@ -30,7 +30,7 @@ RATES = 25.0, 50.0
 STEPS = {
     "semantic_tokenizer": 3000,
     "semantic_lm": 1000,
-    "coarse_lm": 1500,
+    "coarse_lm": 1750,
     "fine_lm": 1500,
     "parallel_decoder": 2500,
     "detector": 500,
@@ -38,7 +38,7 @@ STEPS = {
 BATCH_SIZES = {
     "semantic_tokenizer": 6,
     "semantic_lm": 8,
-    "coarse_lm": 4,
+    "coarse_lm": 2,
     "fine_lm": 8,
     "parallel_decoder": 4,
 }
