@@ -31,7 +31,7 @@ STEPS = {
     "semantic_tokenizer": 3000,
     "semantic_lm": 1000,
     "coarse_lm": 1750,
-    "fine_lm": 1500,
+    "fine_lm": 1000,
     "parallel_decoder": 2500,
     "detector": 500,
 }
@@ -39,7 +39,7 @@ BATCH_SIZES = {
     "semantic_tokenizer": 6,
     "semantic_lm": 8,
     "coarse_lm": 2,
-    "fine_lm": 8,
+    "fine_lm": 4,
     "parallel_decoder": 4,
 }
 # Of the learning rate.
