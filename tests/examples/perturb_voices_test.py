@@ -84,7 +84,11 @@ def test_a_bad_file_is_named_and_the_others_made(script, recordings, tmp_path):
 
 @pytest.mark.parametrize(
     ("out", "speeds", "message"),
-    [("in/more", ("0.8",), "inside"), ("out", ("0",), "Speeds")],
+    [
+        ("in/more", ("0.8",), "inside"),
+        ("out", ("0",), "Speeds"),
+        ("out", ("0.8", "--copies", "2"), "Of 1 speeds.* 2 copies"),
+    ],
 )
 def test_refuses(script, recordings, tmp_path, out, speeds, message):
     with pytest.raises(SystemExit, match=message):
