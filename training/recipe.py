@@ -5,12 +5,17 @@ import pathlib
 
 import keras_audiolm  # chooses the backend  # isort: skip
 import keras
+import numpy as np
+from keras.ops import convert_to_numpy as to_numpy
 
 from keras_audiolm.presets import PARTS, load_part
 
 # Steps between two looks at the held-out loss.
 STEPS_PER_EPOCH = 250
-HEARING = "codec", "semantic_tokenizer"
+# What predicts acoustic tokens.
+ACOUSTIC = "coarse_lm", "fine_lm", "parallel_decoder"
+# Standard deviation of token embeddings that start from a codec's centroids.
+EMBEDDING_SCALE = 0.3
 
 
 def make_codec(**config):
@@ -82,13 +87,72 @@ def with_finished(parts, folder, anew):
     return keras_audiolm.AudioLMPipeline({**parts, **loaded}, finished)
 
 
-def make_optimizer(steps, peak):
-    """AdamW whose rate rises for a tenth of the steps, then falls."""
+def start_from_codec(model, codec, seed=0):
+    """Lets codes that sound alike begin with embeddings that are alike.
+
+    Embeddings and heads of an untrained model that predicts acoustic tokens
+    become the centroids of the codec's levels, turned to the model's width.
+    """
+    model.build()
+    codes = centroids(codec)  # (levels, codes, codec's dim)
+    dim = model.head.shape[-1]
+    square = np.random.default_rng(seed).normal(size=(dim, dim))
+    turn = np.linalg.qr(square)[0][: codes.shape[-1]]
+    codes = codes @ turn * (dim / codes.shape[-1]) ** 0.5
+    scale = codes.std(axis=(1, 2), keepdims=True)
+    alike = codes / scale  # every level as loud
+    if isinstance(model, keras_audiolm.ParallelDecoder):
+        # Levels are summed up, as in the codec.
+        table = to_numpy(model.code_embedding).copy()
+        table[:, :-1] = codes / scale[0]
+        model.code_embedding.assign(table)
+        places = range(len(codes))
+    else:
+        embedding = model.backbone.token_embedding.embeddings
+        table = to_numpy(embedding).copy()
+        table *= EMBEDDING_SCALE / table.std()
+        places = [
+            model.layout.offset(segment.name, level)
+            for segment in model.layout.segments
+            if segment.name != "semantic"
+            for level in range(segment.levels)
+        ]
+        for place, like in zip(places, alike, strict=False):
+            own = table[place : place + len(like)]
+            own[:] = 0.45 * own + 0.9 * EMBEDDING_SCALE * like
+        embedding.assign(table)
+    predicted = alike[: len(places)][-model.head.shape[0] :]
+    model.head.assign(predicted * dim**-0.5)
+
+
+def centroids(codec):
+    """Of every level, around their mean: `(levels, codes, dim)`."""
+    quantizer = codec.quantizer
+    codes = np.stack(
+        [
+            to_numpy(quantizer.codebook(level))
+            for level in range(codec.num_quantizers)
+        ]
+    )
+    return codes - codes.mean(axis=1, keepdims=True)
+
+
+def make_schedule(steps, peak):
+    """A learning rate that rises for a tenth of the steps, then falls."""
     warmup = steps // 10
-    schedule = keras.optimizers.schedules.CosineDecay(
+    return keras.optimizers.schedules.CosineDecay(
         0.0, steps - warmup, 0.02, warmup_target=peak, warmup_steps=warmup
     )
-    return keras.optimizers.AdamW(schedule, beta_2=0.98, clipnorm=1.0)
+
+
+def make_optimizer(steps, peak):
+    """Muon; embeddings and heads take AdamW, at half the rate."""
+    return keras.optimizers.Muon(
+        make_schedule(steps, peak),
+        adam_beta_2=0.98,
+        adam_lr_ratio=0.5,
+        clipnorm=1.0,
+    )
 
 
 def run(make_pipeline, steps, batch_sizes, peaks, speed_range):
@@ -111,6 +175,10 @@ def run(make_pipeline, steps, batch_sizes, peaks, speed_range):
         pipeline = keras_audiolm.AudioLMPipeline.from_preset(options.out)
     else:
         pipeline = make_pipeline(options.parts)
+    if "codec" in pipeline.trained_parts:
+        for part in ACOUSTIC:
+            if part in options.parts and part not in pipeline.trained_parts:
+                start_from_codec(pipeline.part(part), pipeline.codec)
     pipeline.compile(
         **{
             part: make_optimizer(steps[part], peaks[part])

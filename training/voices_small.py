@@ -30,9 +30,9 @@ RATES = 25.0, 50.0
 STEPS = {
     "semantic_tokenizer": 3000,
     "semantic_lm": 1000,
-    "coarse_lm": 1750,
+    "coarse_lm": 3000,
     "fine_lm": 1000,
-    "parallel_decoder": 2500,
+    "parallel_decoder": 3000,
     "detector": 500,
 }
 BATCH_SIZES = {
@@ -43,7 +43,7 @@ BATCH_SIZES = {
     "parallel_decoder": 4,
 }
 # Of the learning rate.
-PEAKS = dict.fromkeys(BATCH_SIZES, 1e-3)
+PEAKS = dict.fromkeys(BATCH_SIZES, 4e-3)
 
 
 def make_pipeline(anew=()):
