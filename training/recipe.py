@@ -170,18 +170,29 @@ def run(make_pipeline, steps, batch_sizes, peaks, speed_range):
     parser.add_argument("--validation", required=True, help="held-out ones")
     parser.add_argument("--parts", nargs="+", choices=PARTS, required=True)
     parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument(
+        "--polish",
+        action="store_true",
+        help="train finished language models on, shorter and more gently",
+    )
     options = parser.parse_args()
+    folders = str(options.out)
+    if options.polish:
+        folders += "-polish"
+        steps = {part: n // 10 for part, n in steps.items()}
+        peaks = {part: peak / 4 for part, peak in peaks.items()}
+    epochs = {part: -(-n // STEPS_PER_EPOCH) for part, n in steps.items()}
     if (options.out / "metadata.json").is_file():
         pipeline = keras_audiolm.AudioLMPipeline.from_preset(options.out)
     else:
-        pipeline = make_pipeline(options.parts)
+        pipeline = make_pipeline(() if options.polish else options.parts)
     if "codec" in pipeline.trained_parts:
         for part in ACOUSTIC:
             if part in options.parts and part not in pipeline.trained_parts:
                 start_from_codec(pipeline.part(part), pipeline.codec)
     pipeline.compile(
         **{
-            part: make_optimizer(steps[part], peaks[part])
+            part: make_optimizer(epochs[part] * STEPS_PER_EPOCH, peaks[part])
             for part in options.parts
             if part in peaks
         }
@@ -189,12 +200,12 @@ def run(make_pipeline, steps, batch_sizes, peaks, speed_range):
     pipeline.fit(
         options.data,
         parts=options.parts,
-        epochs={part: -(-n // STEPS_PER_EPOCH) for part, n in steps.items()},
+        epochs=epochs,
         steps_per_epoch=STEPS_PER_EPOCH,
         batch_size=batch_sizes,
         validation_data=options.validation,
-        token_dir=f"{options.out}-tokens",
-        checkpoint_dir=f"{options.out}-checkpoints",
+        token_dir=f"{folders}-tokens",
+        checkpoint_dir=f"{folders}-checkpoints",
         speed_range=speed_range,
         verbose=2,
     )

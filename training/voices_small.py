@@ -30,9 +30,9 @@ RATES = 25.0, 50.0
 STEPS = {
     "semantic_tokenizer": 3000,
     "semantic_lm": 1000,
-    "coarse_lm": 3000,
+    "coarse_lm": 2250,
     "fine_lm": 1000,
-    "parallel_decoder": 3000,
+    "parallel_decoder": 2500,
     "detector": 500,
 }
 BATCH_SIZES = {
