@@ -2,7 +2,8 @@
 
     python examples/corpora/score_piano.py corpora/piano
     python examples/corpora/perturb_voices.py corpora/piano/train \\
-        corpora/many_pianos/train --speeds 0.944 1 1.059
+        corpora/many_pianos/train \\
+        --speeds 0.944 1 1.059 --formants 1 --pitches 1
     train="python training/piano_small.py --out runs/piano_small
         --validation corpora/piano/held_out"
     $train --parts codec semantic_tokenizer corpora/piano/train
