@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from keras.ops import convert_to_numpy as to_numpy
 
-from keras_audiolm import ParallelDecoder, TokenLayout
+from keras_audiolm import (
+    ParallelDecoder,
+    TokenLayout,
+    load_audio,
+    save_audio,
+)
+from keras_audiolm.data.tokens import TokenCorpus
 from tests import tiny
 
 FOLDER = pathlib.Path(__file__).parents[1] / "training"
@@ -81,3 +87,49 @@ def test_codes_that_sound_alike_begin_alike(part, monkeypatch):
         heard = alike(to_numpy(codec.quantizer.codebook(level)))
         np.testing.assert_allclose(alike(head), heard, atol=1e-3)
         assert np.corrcoef(alike(table), heard)[0, 1] > 0.7
+
+
+def test_copies_take_the_semantic_tokens_of_their_originals(
+    tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(FOLDER)
+    pair_tokens = importlib.import_module("pair_tokens")
+    pipeline = tiny.tiny_pipeline()
+    rng = np.random.default_rng(0)
+    audio = {}
+    for path, seconds in {
+        "in/fr/a.wav": 0.9,
+        "in/fr/b.wav": 0.5,
+        "out/fr@f0.9/a.flac": 0.9,
+        "out/fr@f0.9/b.flac": 0.5,
+        "out/fr/a.flac": 0.9,
+    }.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        noise = rng.normal(0, 0.1, round(seconds * pipeline.sample_rate))
+        save_audio(tmp_path / path, noise, pipeline.sample_rate)
+        audio[path] = load_audio(tmp_path / path, pipeline.sample_rate)
+    pair_tokens.pair(
+        pipeline, tmp_path / "in", tmp_path / "out", tmp_path / "tokens"
+    )
+    corpus = TokenCorpus(tmp_path / "tokens")
+    made = [corpus.read(file) for file in range(len(corpus))]
+    expected = [
+        (
+            pipeline.tokenize(audio[original])[0],
+            pipeline.tokenize(audio[copy])[1],
+        )
+        for original, copy in (
+            ("in/fr/a.wav", "out/fr/a.flac"),
+            ("in/fr/a.wav", "out/fr@f0.9/a.flac"),
+            ("in/fr/b.wav", "out/fr@f0.9/b.flac"),
+        )
+    ]
+    for pair, wanted in zip(made, expected, strict=True):
+        for codes, others in zip(pair, wanted, strict=True):
+            np.testing.assert_array_equal(codes, others)
+    names = [corpus.voice_names[voice] for voice in corpus.voices]
+    assert [pathlib.Path(name).name for name in names] == [
+        "fr",
+        "fr@f0.9",
+        "fr@f0.9",
+    ]
