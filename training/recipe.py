@@ -2,6 +2,7 @@
 
 import argparse
 import pathlib
+import shutil
 
 import keras_audiolm  # chooses the backend  # isort: skip
 import keras
@@ -210,3 +211,6 @@ def run(make_pipeline, steps, batch_sizes, peaks, speed_range):
         verbose=2,
     )
     pipeline.save_to_preset(options.out, dtype="float16")
+    if options.polish:
+        # The next time, with other data, is not to be taken for done.
+        shutil.rmtree(f"{folders}-checkpoints")

@@ -1,13 +1,21 @@
 """How `voices_small` is made, part by part.
 
     python examples/corpora/debian_voices.py corpora/debian_voices
-    python examples/corpora/perturb_voices.py corpora/debian_voices/train \\
-        corpora/many_voices/train --copies 3
     train="python training/voices_small.py --out runs/voices_small
         --validation corpora/debian_voices/held_out"
     $train --parts semantic_tokenizer corpora/debian_voices/train
+    perturb="python examples/corpora/perturb_voices.py
+        corpora/debian_voices/train"
+    $perturb corpora/many_voices/train --formants 1 --pitches 1 --copies 3 \\
+        --speeds 0.79 0.86 0.93 1 1.08 1.17 1.27
     $train --parts semantic_lm coarse_lm fine_lm parallel_decoder \\
         corpora/many_voices/train
+    $train --polish --parts semantic_lm parallel_decoder \\
+        corpora/debian_voices/train
+    $perturb corpora/other_voices/train --copies 1
+    python training/pair_tokens.py corpora/debian_voices/train \\
+        corpora/other_voices/train --preset runs/voices_small --out runs/paired
+    $train --polish --parts coarse_lm parallel_decoder runs/paired
     $train --parts detector corpora/debian_voices/train
 
 The codec is `soundstream_voices`. Parts that stand in the folder `voices_small`
