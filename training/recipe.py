@@ -78,14 +78,16 @@ def make_decoder(layout, num_layers, hidden_dim, crop_duration, dropout=0.0):
     )
 
 
-def with_finished(parts, folder, anew):
-    """A pipeline of untrained parts, but of those that stand in a folder, and
-    are not to be trained anew, as they are there."""
+def with_finished(parts, folder, anew, trained=()):
+    """A pipeline of parts of which some are `trained`. Those that stand in a
+    folder, and are not to be trained anew, are as they are there."""
     finished = [
         name for name in parts if (folder / name).is_dir() and name not in anew
     ]
     loaded = {name: load_part(folder, name) for name in finished}
-    return keras_audiolm.AudioLMPipeline({**parts, **loaded}, finished)
+    return keras_audiolm.AudioLMPipeline(
+        {**parts, **loaded}, [*trained, *finished]
+    )
 
 
 def start_from_codec(model, codec, seed=0):

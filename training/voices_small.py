@@ -65,7 +65,7 @@ def make_pipeline(anew=()):
     semantic = layout.semantic(CLUSTERS, RATES[0])
     fine = layout.fine(COARSE_LEVELS, LEVELS - COARSE_LEVELS, CODES, RATES[1])
     coarse = acoustic(COARSE_LEVELS)
-    pipeline = recipe.with_finished(
+    return recipe.with_finished(
         {
             "codec": keras_audiolm.SoundStream.from_preset(
                 "soundstream_voices"
@@ -80,9 +80,8 @@ def make_pipeline(anew=()):
         },
         FINISHED,
         anew,
+        trained=["codec"],
     )
-    pipeline.mark_trained("codec")
-    return pipeline
 
 
 if __name__ == "__main__":
