@@ -13,6 +13,7 @@ import argparse
 import pathlib
 import sys
 
+import keras_audiolm  # noqa: F401  # chooses the backend  # isort: skip
 import keras
 
 from keras_audiolm.data.tokens import TokenCorpus, TokenCrops

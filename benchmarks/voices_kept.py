@@ -12,8 +12,8 @@ out of the codec.
 * "kept": the nearest mean of the training recordings of a speaker and language
   is that of the prompt's speaker.
 * "own prompt": the mean cosine of a continuation and its prompt.
-* "nearer": how many are nearer to their prompt than to its other version. A
-  model that does not listen gets the same in both rows added up to 100 %.
+* "nearer": how many are nearer to their prompt than to its other version. The
+  two rows of a model that does not listen add up to about 100 %.
 """
 
 import argparse

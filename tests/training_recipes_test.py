@@ -91,47 +91,63 @@ def test_codes_that_sound_alike_begin_alike(part, monkeypatch):
         assert np.corrcoef(alike(table), heard)[0, 1] > 0.7
 
 
-def test_copies_take_the_semantic_tokens_of_their_originals(
-    tmp_path, monkeypatch
-):
+@pytest.fixture
+def pair_tokens(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
-    pair_tokens = importlib.import_module("pair_tokens")
-    pipeline = tiny.tiny_pipeline()
+    return importlib.import_module("pair_tokens")
+
+
+def write_noise(folder, seconds):
+    """Recordings `{path: seconds}`; what is read of them, by path."""
     rng = np.random.default_rng(0)
     audio = {}
-    for path, seconds in {
+    for path, duration in seconds.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        noise = rng.normal(0, 0.1, round(duration * tiny.SAMPLE_RATE))
+        save_audio(folder / path, noise, tiny.SAMPLE_RATE)
+        audio[path] = load_audio(folder / path, tiny.SAMPLE_RATE)
+    return audio
+
+
+def test_copies_take_the_semantic_tokens_of_their_originals(
+    pair_tokens, tmp_path
+):
+    pipeline = tiny.tiny_pipeline()
+    seconds = {
         "in/fr/a.wav": 0.9,
         "in/fr/b.wav": 0.5,
         "out/fr@f0.9/a.flac": 0.9,
         "out/fr@f0.9/b.flac": 0.5,
         "out/fr/a.flac": 0.9,
-    }.items():
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        noise = rng.normal(0, 0.1, round(seconds * pipeline.sample_rate))
-        save_audio(tmp_path / path, noise, pipeline.sample_rate)
-        audio[path] = load_audio(tmp_path / path, pipeline.sample_rate)
+    }
+    audio = write_noise(tmp_path, seconds)
     pair_tokens.pair(
         pipeline, tmp_path / "in", tmp_path / "out", tmp_path / "tokens"
     )
     corpus = TokenCorpus(tmp_path / "tokens")
-    made = [corpus.read(file) for file in range(len(corpus))]
-    expected = [
-        (
-            pipeline.tokenize(audio[original])[0],
-            pipeline.tokenize(audio[copy])[1],
-        )
-        for original, copy in (
-            ("in/fr/a.wav", "out/fr/a.flac"),
-            ("in/fr/a.wav", "out/fr@f0.9/a.flac"),
-            ("in/fr/b.wav", "out/fr@f0.9/b.flac"),
-        )
+    pairs = [
+        ("in/fr/a.wav", "out/fr/a.flac"),
+        ("in/fr/a.wav", "out/fr@f0.9/a.flac"),
+        ("in/fr/b.wav", "out/fr@f0.9/b.flac"),
     ]
-    for pair, wanted in zip(made, expected, strict=True):
-        for codes, others in zip(pair, wanted, strict=True):
-            np.testing.assert_array_equal(codes, others)
-    names = [corpus.voice_names[voice] for voice in corpus.voices]
-    assert [pathlib.Path(name).name for name in names] == [
-        "fr",
-        "fr@f0.9",
-        "fr@f0.9",
-    ]
+    assert len(corpus) == len(pairs)
+    for file, (original, copy) in enumerate(pairs):
+        semantic, acoustic = corpus.read(file)
+        told, _ = pipeline.tokenize(audio[original])
+        _, heard = pipeline.tokenize(audio[copy])
+        np.testing.assert_array_equal(semantic, told)
+        np.testing.assert_array_equal(acoustic, heard)
+        voice = pathlib.Path(corpus.voice_names[corpus.voices[file]])
+        assert voice.name == pathlib.Path(copy).parent.name
+
+
+def test_a_copy_of_another_length_is_refused(pair_tokens, tmp_path):
+    write_noise(tmp_path, {"in/fr/a.wav": 0.9, "out/fr@s0.8/a.flac": 0.7})
+    with pytest.raises(ValueError, match=r"fr@s0.8.*not as long.*--speeds"):
+        pair_tokens.pair(
+            tiny.tiny_pipeline(),
+            tmp_path / "in",
+            tmp_path / "out",
+            tmp_path / "tokens",
+        )
+    assert not list((tmp_path / "tokens").glob("*.array_record"))

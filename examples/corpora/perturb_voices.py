@@ -20,6 +20,7 @@ Run it with `pip install praat-parselmouth soundfile soxr tqdm`:
 """
 
 import argparse
+import glob
 import itertools
 import os
 import pathlib
@@ -65,19 +66,13 @@ def copy_path(path, folder, out, change):
     return out / voice / relative.name
 
 
-def original_path(path, folder, out, suffixes=(".flac", ".wav")):
-    """Where the recording stands that a copy was made of."""
+def original_path(path, folder, out):
+    """Where the recording stands that a copy was made of, of any format."""
     relative = path.relative_to(out)
     voice = relative.parent.name.split("@")[0]
     original = folder / relative.parent.parent / voice / relative.name
-    return next(
-        (
-            found
-            for suffix in suffixes
-            if (found := original.with_suffix(suffix)).is_file()
-        ),
-        original,
-    )
+    found = original.parent.glob(f"{glob.escape(original.stem)}.*")
+    return min(found, default=original)
 
 
 def apply(change, samples, rate):
