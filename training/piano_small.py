@@ -6,10 +6,10 @@
         --speeds 0.944 1 1.059 --formants 1 --pitches 1
     train="python training/piano_small.py --out runs/piano_small
         --validation corpora/piano/held_out"
-    $train --parts codec semantic_tokenizer corpora/piano/train
-    $train --parts semantic_lm coarse_lm parallel_decoder \\
-        corpora/many_pianos/train
-    $train --parts detector corpora/piano/train
+    $train corpora/piano/train --parts codec semantic_tokenizer
+    $train corpora/many_pianos/train \\
+        --parts semantic_lm coarse_lm parallel_decoder
+    $train corpora/piano/train --parts detector
 
 The language models hear each piece in three keys, a semitone apart. Parts that
 stand in the folder `piano_small` beside this file are finished, and are taken

@@ -3,20 +3,19 @@
     python examples/corpora/debian_voices.py corpora/debian_voices
     train="python training/voices_small.py --out runs/voices_small
         --validation corpora/debian_voices/held_out"
-    $train --parts semantic_tokenizer corpora/debian_voices/train
+    $train corpora/debian_voices/train --parts semantic_tokenizer
     perturb="python examples/corpora/perturb_voices.py
         corpora/debian_voices/train"
     $perturb corpora/many_voices/train --formants 1 --pitches 1 --copies 3 \\
         --speeds 0.79 0.86 0.93 1 1.08 1.17 1.27
-    $train --parts semantic_lm coarse_lm fine_lm parallel_decoder \\
-        corpora/many_voices/train
-    $train --polish --parts semantic_lm parallel_decoder \\
-        corpora/debian_voices/train
-    $perturb corpora/other_voices/train --copies 1
+    $train corpora/many_voices/train --parts semantic_lm
+    $train corpora/debian_voices/train --polish --parts semantic_lm
+    $perturb corpora/other_voices/train --copies 3
+    $perturb corpora/other_voices/train --formants 1 --pitches 1
     python training/pair_tokens.py corpora/debian_voices/train \\
         corpora/other_voices/train --preset runs/voices_small --out runs/paired
-    $train --polish --parts coarse_lm parallel_decoder runs/paired
-    $train --parts detector corpora/debian_voices/train
+    $train runs/paired --parts coarse_lm fine_lm parallel_decoder
+    $train corpora/debian_voices/train --parts detector
 
 The codec is `soundstream_voices`. Parts that stand in the folder `voices_small`
 beside this file are finished, and are taken from there unless they are to be
@@ -38,9 +37,9 @@ RATES = 25.0, 50.0
 STEPS = {
     "semantic_tokenizer": 3000,
     "semantic_lm": 1000,
-    "coarse_lm": 2250,
-    "fine_lm": 1000,
-    "parallel_decoder": 2500,
+    "coarse_lm": 2000,
+    "fine_lm": 750,
+    "parallel_decoder": 2000,
     "detector": 500,
 }
 BATCH_SIZES = {
