@@ -43,8 +43,6 @@ BATCH_SIZES = {
     "coarse_lm": 4,
     "parallel_decoder": 4,
 }
-# Of the learning rate; the codec has a trainer of its own.
-PEAKS = dict.fromkeys(BATCH_SIZES.keys() - {"codec"}, 1e-3)
 
 
 def make_pipeline(anew=()):
@@ -73,4 +71,4 @@ def make_pipeline(anew=()):
 
 
 if __name__ == "__main__":
-    recipe.run(make_pipeline, STEPS, BATCH_SIZES, PEAKS, (0.84, 1.19))
+    recipe.run(make_pipeline, STEPS, BATCH_SIZES, (0.84, 1.19))

@@ -148,24 +148,29 @@ def make_schedule(steps, peak):
     )
 
 
-def make_optimizer(steps, peak):
-    """Muon; embeddings and heads take AdamW, at half the rate."""
+def make_optimizer(part, steps, scale=1.0):
+    """Muon for what predicts acoustic tokens, with AdamW at half the rate for
+    embeddings and heads; AdamW for the others, which gain nothing by it.
+
+    Learning rates are multiplied by `scale`.
+    """
+    if part not in ACOUSTIC:
+        schedule = make_schedule(steps, 1e-3 * scale)
+        return keras.optimizers.AdamW(schedule, beta_2=0.98, clipnorm=1.0)
     return keras.optimizers.Muon(
-        make_schedule(steps, peak),
+        make_schedule(steps, 4e-3 * scale),
         adam_beta_2=0.98,
         adam_lr_ratio=0.5,
         clipnorm=1.0,
     )
 
 
-def run(make_pipeline, steps, batch_sizes, peaks, speed_range):
+def run(make_pipeline, steps, batch_sizes, speed_range):
     """The command line of a recipe.
 
     Args:
         make_pipeline: callable from the parts to train to a pipeline.
         steps, batch_sizes: dictionaries of ints by part.
-        peaks: dictionary by part of the highest learning rate. The codec has
-            a trainer of its own.
         speed_range: of the audio that codec and encoder hear.
     """
     parser = argparse.ArgumentParser()
@@ -183,7 +188,6 @@ def run(make_pipeline, steps, batch_sizes, peaks, speed_range):
     if options.polish:
         folders += "-polish"
         steps = {part: n // 10 for part, n in steps.items()}
-        peaks = {part: peak / 4 for part, peak in peaks.items()}
     epochs = {part: -(-n // STEPS_PER_EPOCH) for part, n in steps.items()}
     if (options.out / "metadata.json").is_file():
         pipeline = keras_audiolm.AudioLMPipeline.from_preset(options.out)
@@ -195,9 +199,13 @@ def run(make_pipeline, steps, batch_sizes, peaks, speed_range):
                 start_from_codec(pipeline.part(part), pipeline.codec)
     pipeline.compile(
         **{
-            part: make_optimizer(epochs[part] * STEPS_PER_EPOCH, peaks[part])
+            part: make_optimizer(
+                part,
+                epochs[part] * STEPS_PER_EPOCH,
+                0.25 if options.polish else 1.0,
+            )
             for part in options.parts
-            if part in peaks
+            if part not in ("codec", "detector")  # have their own
         }
     )
     pipeline.fit(

@@ -12,6 +12,7 @@
     $train corpora/debian_voices/train --polish --parts semantic_lm
     $perturb corpora/other_voices/train --copies 3
     $perturb corpora/other_voices/train --formants 1 --pitches 1
+    $train corpora/other_voices/train --polish --parts semantic_lm
     python training/pair_tokens.py corpora/debian_voices/train \\
         corpora/other_voices/train --preset runs/voices_small --out runs/paired
     $train runs/paired --parts coarse_lm fine_lm parallel_decoder
@@ -49,8 +50,6 @@ BATCH_SIZES = {
     "fine_lm": 4,
     "parallel_decoder": 4,
 }
-# Of the learning rate.
-PEAKS = dict.fromkeys(BATCH_SIZES, 4e-3)
 
 
 def make_pipeline(anew=()):
@@ -84,4 +83,4 @@ def make_pipeline(anew=()):
 
 
 if __name__ == "__main__":
-    recipe.run(make_pipeline, STEPS, BATCH_SIZES, PEAKS, (0.75, 1.33))
+    recipe.run(make_pipeline, STEPS, BATCH_SIZES, (0.75, 1.33))
