@@ -2,7 +2,7 @@
 Title: Continue speech with AudioLM
 Author: keras_audiolm contributors
 Date created: 2026/11/22
-Last modified: 2026/11/27
+Last modified: 2026/11/29
 Description: Give AudioLM three seconds of a voice and let it go on speaking.
 Accelerator: None
 """
@@ -22,7 +22,10 @@ sees a transcript. Two kinds of tokens share the work:
 
 Three language models go from one to the other: the *semantic* one continues
 what is said, the *coarse* one gives it the voice of the prompt, and the *fine*
-one adds the details.
+one adds the details. Or the last two give way to a *parallel decoder*
+([SoundStorm](https://arxiv.org/abs/2305.09636)), which fills in all acoustic
+tokens of a window in a few passes; this preset does, and
+`acoustic_decoder="cascade"` asks for the two language models.
 
 This example uses `voices_small`, a preset that comes with the package and runs
 on a laptop's CPU.
@@ -53,7 +56,7 @@ OUT = pathlib.Path(os.environ.get("EXAMPLE_OUT", "runs/continue_speech"))
 """
 ## Load the pipeline and a prompt
 
-`AudioLMPipeline` holds the five models. `from_preset` returns at once: each
+`AudioLMPipeline` holds the models. `from_preset` returns at once: each
 model is built when it is first used. `load_audio` reads wav, flac, ogg and mp3
 and resamples to what the pipeline wants.
 """
@@ -103,18 +106,21 @@ every time.
 
 ## How adventurous it is
 
-Each stage samples with a temperature. The defaults are the paper's: 0.6 for
-the semantic stage, 0.8 for the coarse and 0.6 for the fine one. A higher
-semantic temperature makes it wander in what it says; a higher coarse one makes
-it less steady in how it sounds. `top_k` and `top_p` cut off the unlikely
-tokens.
+Each stage samples with a temperature. The defaults are what the preset keeps,
+`pipeline.sampling`, and otherwise the paper's: 0.6 for the semantic stage, 0.8
+for the coarse and 0.6 for the fine one. A higher semantic temperature makes it
+wander in what it says; a higher coarse one, which is that of the parallel
+decoder, too, makes it less steady in how it sounds. `top_k` and `top_p` cut off
+the unlikely tokens.
 """
+
+print("Of this preset:", pipeline.sampling)
 
 bold = pipeline.generate(
     prompt,
     duration=DURATION,
     batch_size=3,
-    temperature={"semantic": 1.0, "coarse": 0.8, "fine": 0.6},
+    temperature={"semantic": 1.1, "coarse": 1.0, "fine": 0.8},
     top_p=0.95,
     seed=0,
 )  # (3, samples)
@@ -151,7 +157,7 @@ print("Written:", *sorted(path.name for path in OUT.glob("*.wav")))
   --duration 7 --seed 0`.
 - `look_inside_the_tokens.py` takes the tokens apart: which of them hold the
   words, and which the voice.
-- `train_on_your_own_audio.py` trains all five models on a folder of yours.
+- `train_on_your_own_audio.py` trains all models on a folder of yours.
 - `presets/voices_small/README.md` says what this preset was trained on, and
   what it does well and badly.
 """

@@ -2,7 +2,7 @@
 Title: Train AudioLM on your own audio
 Author: keras_audiolm contributors
 Date created: 2026/11/22
-Last modified: 2026/11/27
+Last modified: 2026/11/29
 Description: From a folder of recordings to a model that continues them.
 Accelerator: GPU
 """
@@ -10,7 +10,7 @@ Accelerator: GPU
 """
 ## Introduction
 
-AudioLM needs nothing but recordings: no transcripts and no labels. Five models
+AudioLM needs nothing but recordings: no transcripts and no labels. Its models
 are trained one after the other, each on what the earlier ones make of the
 audio:
 
@@ -21,8 +21,10 @@ audio:
 | `semantic_lm` | semantic tokens | continue what is said |
 | `coarse_lm` | both kinds | give it a voice: the first codec levels |
 | `fine_lm` | acoustic tokens | add the details: the other levels |
+| `parallel_decoder` | both kinds | do the work of the last two in fewer passes |
 
-This is [the paper's](https://arxiv.org/abs/2209.03143) recipe. Here it runs on
+This is [the paper's](https://arxiv.org/abs/2209.03143) recipe, with a decoder
+that came later and that a preset may have or not. Here it runs on
 a handful of recordings, to show the way in a few minutes; they are far too few
 to learn to speak from. Give it your own folder for that: an hour of one voice
 is a start, and more hours and more voices are better.
@@ -118,8 +120,8 @@ print("Semantic tokens:", tuple(semantic.shape))
 """
 ## The language models
 
-The recordings are turned into tokens first, then the three stages are trained
-on them. A stage that has learnt nothing has a loss of log(codebook size). With
+The recordings are turned into tokens first, then the stages are trained on
+them. A stage that has learnt nothing has a loss of log(codebook size). With
 few recordings the validation loss turns up again soon: that is the moment to
 stop. Without `parts`, `fit` trains what is still untrained.
 """
@@ -127,7 +129,7 @@ stop. Without `parts`, `fit` trains what is still untrained.
 pipeline.fit(FOLDER, **settings)
 
 """
-Called at the beginning, that one line would have trained all five. Settings may
+Called at the beginning, that one line would have trained them all. Settings may
 differ by part: `epochs={"codec": 20, "semantic_lm": 50}`.
 
 ## Save it, load it, hear it
