@@ -1,12 +1,14 @@
 """What a language model of acoustic tokens should start from, and by which
 optimizer it should be trained: the held-out loss after a few minutes.
 
-    python benchmarks/language_model_start.py runs/voices_small-tokens \\
+    python benchmarks/language_model_start.py \\
+        runs/voices_small-tokens/many_voices-train \\
         --part coarse_lm --start codec --optimizer muon --rate 6e-3
 
-`runs/voices_small-tokens` holds the stores `training` and `validation` that
-`training/voices_small.py` makes. Crops are shorter than the recipe's, so that
-two starts can be compared in minutes; all see the same crops.
+The folder holds the stores `training` and `validation` that
+`training/voices_small.py` makes of `corpora/many_voices/train`. Crops are
+shorter than the recipe's, so that two starts can be compared in minutes; all
+see the same crops.
 """
 
 import argparse

@@ -22,10 +22,9 @@ sees a transcript. Two kinds of tokens share the work:
 
 Three language models go from one to the other: the *semantic* one continues
 what is said, the *coarse* one gives it the voice of the prompt, and the *fine*
-one adds the details. Or the last two give way to a *parallel decoder*
-([SoundStorm](https://arxiv.org/abs/2305.09636)), which fills in all acoustic
-tokens of a window in a few passes; this preset does, and
-`acoustic_decoder="cascade"` asks for the two language models.
+one adds the details. Where a preset has a *parallel decoder*
+([SoundStorm](https://arxiv.org/abs/2305.09636)), `acoustic_decoder="parallel"`
+lets that fill in all acoustic tokens of a window in a few passes instead.
 
 This example uses `voices_small`, a preset that comes with the package and runs
 on a laptop's CPU.

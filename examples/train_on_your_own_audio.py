@@ -21,7 +21,7 @@ audio:
 | `semantic_lm` | semantic tokens | continue what is said |
 | `coarse_lm` | both kinds | give it a voice: the first codec levels |
 | `fine_lm` | acoustic tokens | add the details: the other levels |
-| `parallel_decoder` | both kinds | do the work of the last two in fewer passes |
+| `parallel_decoder` | both kinds | do the work of these two in few passes |
 
 This is [the paper's](https://arxiv.org/abs/2209.03143) recipe, with a decoder
 that came later and that a preset may have or not. Here it runs on

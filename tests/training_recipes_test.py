@@ -48,6 +48,33 @@ def test_a_preset_is_small_and_its_stages_fit_each_other(recipe):
     assert set(recipe.BATCH_SIZES) <= trained
 
 
+def test_the_commands_of_a_recipe_are_understood(recipe):
+    """Those of its docstring, in which `$train` says two of the options."""
+    shared = importlib.import_module("recipe")
+    lines = recipe.__doc__.replace("\\\n", " ").splitlines()
+    commands = [
+        line.split()[1:] for line in lines if line.strip().startswith("$train ")
+    ]
+    learned = set()
+    for command in commands:
+        options = shared.make_parser().parse_args(
+            [*command, "--out", "runs/made", "--validation", "held_out"]
+        )
+        learned |= set(options.parts)
+    assert learned == set(recipe.STEPS)
+
+
+def test_optimizers_are_by_part(recipe):
+    shared = importlib.import_module("recipe")
+    semantic = shared.make_optimizer("semantic_lm", 100)
+    assert type(semantic).__name__ == "AdamW"
+    for part in shared.ACOUSTIC:
+        muon = shared.make_optimizer(part, 100, 0.5)
+        assert type(muon).__name__ == "Muon"
+        # At the end of the warm-up.
+        np.testing.assert_allclose(muon._learning_rate(10), 2e-3, rtol=1e-5)
+
+
 def alike(vectors):
     """Cosines of the pairs of vectors, around their mean."""
     vectors = vectors - vectors.mean(axis=0)

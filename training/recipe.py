@@ -165,16 +165,11 @@ def make_optimizer(part, steps, scale=1.0):
     )
 
 
-def run(make_pipeline, steps, batch_sizes, speed_range):
-    """The command line of a recipe.
-
-    Args:
-        make_pipeline: callable from the parts to train to a pipeline.
-        steps, batch_sizes: dictionaries of ints by part.
-        speed_range: of the audio that codec and encoder hear.
-    """
+def make_parser():
     parser = argparse.ArgumentParser()
-    parser.add_argument("data", help="recordings, or a store of tokens")
+    parser.add_argument(
+        "data", type=pathlib.Path, help="recordings, or a store of tokens"
+    )
     parser.add_argument("--validation", required=True, help="held-out ones")
     parser.add_argument("--parts", nargs="+", choices=PARTS, required=True)
     parser.add_argument("--out", type=pathlib.Path, required=True)
@@ -183,11 +178,23 @@ def run(make_pipeline, steps, batch_sizes, speed_range):
         action="store_true",
         help="train finished language models on, shorter and more gently",
     )
-    options = parser.parse_args()
-    folders = str(options.out)
+    return parser
+
+
+def run(make_pipeline, steps, batch_sizes, speed_range):
+    """The command line of a recipe.
+
+    Args:
+        make_pipeline: callable from the parts to train to a pipeline.
+        steps, batch_sizes: dictionaries of ints by part.
+        speed_range: of the audio that codec and encoder hear.
+    """
+    options = make_parser().parse_args()
+    data = options.data.resolve()
+    checkpoints = f"{options.out}-checkpoints"
     if options.polish:
-        folders += "-polish"
-        steps = {part: n // 10 for part, n in steps.items()}
+        checkpoints += "-polish"
+        steps = {part: n // 5 for part, n in steps.items()}
     epochs = {part: -(-n // STEPS_PER_EPOCH) for part, n in steps.items()}
     if (options.out / "metadata.json").is_file():
         pipeline = keras_audiolm.AudioLMPipeline.from_preset(options.out)
@@ -202,25 +209,26 @@ def run(make_pipeline, steps, batch_sizes, speed_range):
             part: make_optimizer(
                 part,
                 epochs[part] * STEPS_PER_EPOCH,
-                0.25 if options.polish else 1.0,
+                0.5 if options.polish else 1.0,
             )
             for part in options.parts
             if part not in ("codec", "detector")  # have their own
         }
     )
     pipeline.fit(
-        options.data,
+        data,
         parts=options.parts,
         epochs=epochs,
         steps_per_epoch=STEPS_PER_EPOCH,
         batch_size=batch_sizes,
         validation_data=options.validation,
-        token_dir=f"{folders}-tokens",
-        checkpoint_dir=f"{folders}-checkpoints",
+        # One for each data set: a part may learn from several in turn.
+        token_dir=f"{options.out}-tokens/{data.parent.name}-{data.name}",
+        checkpoint_dir=checkpoints,
         speed_range=speed_range,
         verbose=2,
     )
     pipeline.save_to_preset(options.out, dtype="float16")
     if options.polish:
         # The next time, with other data, is not to be taken for done.
-        shutil.rmtree(f"{folders}-checkpoints")
+        shutil.rmtree(checkpoints)

@@ -16,12 +16,15 @@
     python training/pair_tokens.py corpora/debian_voices/train \\
         corpora/other_voices/train --preset runs/voices_small --out runs/paired
     $train runs/paired --parts coarse_lm fine_lm parallel_decoder
+    $train corpora/debian_voices/train --polish \\
+        --parts coarse_lm parallel_decoder
     $train corpora/debian_voices/train --parts detector
 
 The codec is `soundstream_voices`. Parts that stand in the folder `voices_small`
 beside this file are finished, and are taken from there unless they are to be
 trained. Every command writes the preset with some parts more, half precision,
-and goes on where it was stopped.
+and goes on where it was stopped. `docs/training_voices_small.md` tells what
+came of it.
 """
 
 import pathlib
