@@ -50,7 +50,7 @@ def main():
     options = parser.parse_args()
     steps, batch_size, seconds = TRAINING[options.part]
 
-    pipeline = voices_small.make_pipeline([options.part])
+    pipeline = voices_small.make_pipeline()
     model = pipeline.part(options.part)
     model.build()
     if options.start == "codec":

@@ -41,8 +41,6 @@ def test_a_preset_is_small_and_its_stages_fit_each_other(recipe):
     assert pipeline.codec.codebook_size == recipe.CODES
     assert pipeline.codec.num_quantizers == recipe.LEVELS
     assert np.all(np.array(list(recipe.STEPS.values())) > 0)
-    finished = {folder.name for folder in recipe.FINISHED.glob("*_*")}
-    assert finished <= set(pipeline.trained_parts)
     trained = set(pipeline.part_names) | {"detector"}
     assert set(recipe.STEPS) <= trained
     assert set(recipe.BATCH_SIZES) <= trained

@@ -11,19 +11,14 @@
         --parts semantic_lm coarse_lm parallel_decoder
     $train corpora/piano/train --parts detector
 
-The language models hear each piece in three keys, a semitone apart. Parts that
-stand in the folder `piano_small` beside this file are finished, and are taken
-from there unless they are to be trained. None is so far: sizes and steps are a
-plan, and no figure is known.
+The language models hear each piece in three keys, a semitone apart. Sizes and
+steps are a plan, and no figure is known.
 """
-
-import pathlib
 
 import keras_audiolm  # chooses the backend  # isort: skip
 
 import recipe
 
-FINISHED = pathlib.Path(__file__).with_suffix("")
 CLUSTERS, LAYER = 256, 3
 LEVELS, CODES = 3, 2048
 # Of semantic and acoustic frames, hertz.
@@ -45,13 +40,12 @@ BATCH_SIZES = {
 }
 
 
-def make_pipeline(anew=()):
-    """A pipeline of the finished parts but those `anew`, which like the others
-    are untrained."""
+def make_pipeline():
+    """A pipeline of untrained parts."""
     layout = keras_audiolm.TokenLayout
     acoustic = layout.coarse(CLUSTERS, LEVELS, CODES, *RATES)
     semantic = layout.semantic(CLUSTERS, RATES[0])
-    return recipe.with_finished(
+    return keras_audiolm.AudioLMPipeline(
         {
             "codec": recipe.make_codec(
                 num_quantizers=LEVELS,
@@ -65,8 +59,6 @@ def make_pipeline(anew=()):
                 acoustic, 5, 224, 10.0, 0.1
             ),
         },
-        FINISHED,
-        anew,
     )
 
 

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras.ops import convert_to_numpy as to_numpy
 
-from keras_audiolm.presets import PARTS, load_part
+from keras_audiolm.presets import PARTS
 
 # Steps between two looks at the held-out loss.
 STEPS_PER_EPOCH = 250
@@ -75,18 +75,6 @@ def make_decoder(layout, num_layers, hidden_dim, crop_duration, dropout=0.0):
         intermediate_dim=4 * hidden_dim,
         dropout=dropout,
         crop_duration=crop_duration,
-    )
-
-
-def with_finished(parts, folder, anew, trained=()):
-    """A pipeline of parts of which some are `trained`. Those that stand in a
-    folder, and are not to be trained anew, are as they are there."""
-    finished = [
-        name for name in parts if (folder / name).is_dir() and name not in anew
-    ]
-    loaded = {name: load_part(folder, name) for name in finished}
-    return keras_audiolm.AudioLMPipeline(
-        {**parts, **loaded}, [*trained, *finished]
     )
 
 
@@ -175,8 +163,9 @@ def make_parser():
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument(
         "--polish",
-        action="store_true",
-        help="train finished language models on, shorter and more gently",
+        type=int,
+        metavar="STEPS",
+        help="train finished language models on, at half the learning rate",
     )
     return parser
 
@@ -185,7 +174,7 @@ def run(make_pipeline, steps, batch_sizes, speed_range):
     """The command line of a recipe.
 
     Args:
-        make_pipeline: callable from the parts to train to a pipeline.
+        make_pipeline: callable that gives an untrained pipeline.
         steps, batch_sizes: dictionaries of ints by part.
         speed_range: of the audio that codec and encoder hear.
     """
@@ -194,12 +183,14 @@ def run(make_pipeline, steps, batch_sizes, speed_range):
     checkpoints = f"{options.out}-checkpoints"
     if options.polish:
         checkpoints += "-polish"
-        steps = {part: n // 5 for part, n in steps.items()}
-    epochs = {part: -(-n // STEPS_PER_EPOCH) for part, n in steps.items()}
+        steps = dict.fromkeys(options.parts, options.polish)
+    epochs = {
+        part: -(-steps[part] // STEPS_PER_EPOCH) for part in options.parts
+    }
     if (options.out / "metadata.json").is_file():
         pipeline = keras_audiolm.AudioLMPipeline.from_preset(options.out)
     else:
-        pipeline = make_pipeline(() if options.polish else options.parts)
+        pipeline = make_pipeline()
     if "codec" in pipeline.trained_parts:
         for part in ACOUSTIC:
             if part in options.parts and part not in pipeline.trained_parts:

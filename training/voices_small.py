@@ -9,31 +9,29 @@
     $perturb corpora/many_voices/train --formants 1 --pitches 1 --copies 3 \\
         --speeds 0.79 0.86 0.93 1 1.08 1.17 1.27
     $train corpora/many_voices/train --parts semantic_lm
-    $train corpora/debian_voices/train --polish --parts semantic_lm
+    $train corpora/debian_voices/train --polish 250 --parts semantic_lm
     $perturb corpora/other_voices/train --copies 3
     $perturb corpora/other_voices/train --formants 1 --pitches 1
-    $train corpora/other_voices/train --polish --parts semantic_lm
+    $train corpora/other_voices/train --polish 500 --parts semantic_lm
+    $perturb corpora/two_voices/train --copies 1
+    $perturb corpora/two_voices/train --formants 1 --pitches 1
     python training/pair_tokens.py corpora/debian_voices/train \\
-        corpora/other_voices/train --preset runs/voices_small --out runs/paired
+        corpora/two_voices/train --preset runs/voices_small --out runs/paired
     $train runs/paired --parts coarse_lm fine_lm parallel_decoder
-    $train corpora/debian_voices/train --polish \\
-        --parts coarse_lm parallel_decoder
+    $train corpora/debian_voices/train --polish 1500 --parts coarse_lm
+    $train corpora/debian_voices/train --polish 2000 --parts parallel_decoder
     $train corpora/debian_voices/train --parts detector
 
-The codec is `soundstream_voices`. Parts that stand in the folder `voices_small`
-beside this file are finished, and are taken from there unless they are to be
-trained. Every command writes the preset with some parts more, half precision,
-and goes on where it was stopped. `docs/training_voices_small.md` tells what
-came of it.
+The codec is `soundstream_voices`. Every command writes the preset with some
+parts more, half precision, and goes on where it was stopped. To train the
+preset of the package on, copy it to `runs/voices_small` and polish it.
+`docs/training_voices_small.md` tells what came of it.
 """
-
-import pathlib
 
 import keras_audiolm  # chooses the backend  # isort: skip
 
 import recipe
 
-FINISHED = pathlib.Path(__file__).with_suffix("")
 CLUSTERS, LAYER = 128, 3
 LEVELS, COARSE_LEVELS, CODES = 8, 4, 1024
 # Of semantic and acoustic frames, hertz.
@@ -41,9 +39,9 @@ RATES = 25.0, 50.0
 STEPS = {
     "semantic_tokenizer": 3000,
     "semantic_lm": 1000,
-    "coarse_lm": 2000,
+    "coarse_lm": 1000,
     "fine_lm": 750,
-    "parallel_decoder": 2000,
+    "parallel_decoder": 1000,
     "detector": 500,
 }
 BATCH_SIZES = {
@@ -55,9 +53,8 @@ BATCH_SIZES = {
 }
 
 
-def make_pipeline(anew=()):
-    """A pipeline of the codec and the finished parts but those `anew`, which
-    like the others are untrained."""
+def make_pipeline():
+    """A pipeline of the codec, and of parts that are untrained."""
     layout = keras_audiolm.TokenLayout
 
     def acoustic(levels):
@@ -66,7 +63,7 @@ def make_pipeline(anew=()):
     semantic = layout.semantic(CLUSTERS, RATES[0])
     fine = layout.fine(COARSE_LEVELS, LEVELS - COARSE_LEVELS, CODES, RATES[1])
     coarse = acoustic(COARSE_LEVELS)
-    return recipe.with_finished(
+    return keras_audiolm.AudioLMPipeline(
         {
             "codec": keras_audiolm.SoundStream.from_preset(
                 "soundstream_voices"
@@ -79,8 +76,6 @@ def make_pipeline(anew=()):
                 acoustic(LEVELS), 5, 224, 10.0
             ),
         },
-        FINISHED,
-        anew,
         trained=["codec"],
     )
 

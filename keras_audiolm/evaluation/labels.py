@@ -15,6 +15,9 @@ from keras_audiolm.evaluation.classifier import AudioClassifier, LabelledCrops
 STEPS = {"speaker": 400, "language": 500}
 CHANNELS = (16, 32, 64, 64, 96, 96)
 CROPS_PER_CLASS = 4
+# So much that what a codec adds and takes away is no sign of a label: of a
+# prompt through the codec they are to hear what they hear of the prompt.
+AUGMENTATION = {"noise_db": (0.0, 40.0), "equaliser_db": 9.0}
 
 
 def get_classifier(column, corpus, folder):
@@ -41,6 +44,7 @@ def get_classifier(column, corpus, folder):
         "channels": list(CHANNELS),
         "crops_per_class": CROPS_PER_CLASS,
         "steps": STEPS[column],
+        **{name: np.ravel(x).tolist() for name, x in AUGMENTATION.items()},
     }
     classifier = AudioClassifier(list(files), corpus.sample_rate, CHANNELS)
     weights = folder / f"{column}.weights.h5"
@@ -75,6 +79,7 @@ def train_classifier(classifier, files, steps):
         classifier.window_duration,
         crops_per_class=CROPS_PER_CLASS,
         steps_per_epoch=steps,
+        **AUGMENTATION,
     )
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, steps, warmup_target=3e-3, warmup_steps=min(20, steps)

@@ -40,7 +40,9 @@ class ParallelDecoder(ShardedModel, keras.Model):
     token's of that time. In training a random level is masked in part and
     all finer ones whole, and what is masked of the level is predicted. In
     generation level after level is filled in, the first one in several
-    passes that each keep what the model is surest of.
+    passes that each keep what the model is surest of. Unlike SoundStorm's,
+    the other levels are drawn, too: the likeliest codes together are louder
+    than any recording.
 
     Args:
         layout: `TokenLayout.coarse` whose second segment has all levels of
@@ -364,31 +366,21 @@ class ParallelDecoder(ShardedModel, keras.Model):
         numbers = sampling.numbers(size)
         still = there & ~known  # what is not yet decided of a level
         wanted = still.sum(axis=1)  # (batch,)
-        noise = np.zeros((batch, frames, size), "float32")
         for level in range(segment.levels):
             passes = FIRST_PASSES if level == 0 else 1
             open_ = still
             for number in range(passes):
-                last = number + 1 == passes
-                if not last:
-                    noise = gumbel_noise(generators, frames, size)
-                share = math.cos(math.pi / 2 * (number + 1) / passes)
                 left = np.zeros(batch, "int32")
-                if not last:
+                if number + 1 < passes:
+                    share = math.cos(math.pi / 2 * (number + 1) / passes)
                     left = np.floor(wanted * share).astype("int32")
                 codes, open_, score = self._pass(
                     told_codes,
                     codes,
                     {"known": known, "there": there, "open": open_},
                     np.int32(level),
-                    noise,
-                    # The last pass of a level takes what is likeliest.
-                    {
-                        **numbers,
-                        "temperature": np.float32(
-                            0.0 if last else sampling.temperature
-                        ),
-                    },
+                    gumbel_noise(generators, frames, size),
+                    numbers,
                     left,
                     score,
                     truncated=sampling.truncated,
