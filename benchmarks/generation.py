@@ -178,15 +178,15 @@ def measure_pipeline(repeats):
     pipeline = keras_audiolm.AudioLMPipeline.from_preset(PRESET)
     prompt = noise(PROMPT_SECONDS * pipeline.sample_rate)
     rows = []
-    for size in (None, *PARALLEL):
-        settings, name = {}, "cascade"
+    kinds = [("cascade", None), ("parallel", None)]
+    for decoder, size in kinds + [("parallel", size) for size in PARALLEL]:
+        name = "its own " + decoder
         if size:
-            settings = {"acoustic_decoder": "parallel"}
             name = f"parallel decoder of {size[0]} layers of {size[1]}"
             add_parallel_decoder(pipeline, *size)
         seconds = median_seconds(
-            lambda s=settings: pipeline.generate(
-                prompt, duration=NEW_SECONDS, seed=0, **s
+            lambda d=decoder: pipeline.generate(
+                prompt, duration=NEW_SECONDS, seed=0, acoustic_decoder=d
             ),
             repeats,
         )

@@ -22,9 +22,10 @@ sees a transcript. Two kinds of tokens share the work:
 
 Three language models go from one to the other: the *semantic* one continues
 what is said, the *coarse* one gives it the voice of the prompt, and the *fine*
-one adds the details. Where a preset has a *parallel decoder*
-([SoundStorm](https://arxiv.org/abs/2305.09636)), `acoustic_decoder="parallel"`
-lets that fill in all acoustic tokens of a window in a few passes instead.
+one adds the details. A *parallel decoder*
+([SoundStorm](https://arxiv.org/abs/2305.09636)) may stand in for the last two:
+it fills in all acoustic tokens of a window in a few passes. The preset here has
+both, and takes the parallel decoder unless told `acoustic_decoder="cascade"`.
 
 This example uses `voices_small`, a preset that comes with the package and runs
 on a laptop's CPU.

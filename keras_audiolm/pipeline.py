@@ -182,7 +182,7 @@ class AudioLMPipeline:
         Example:
 
         ```python
-        layout = keras_audiolm.TokenLayout.coarse(128, 6, 1024, 25.0, 50.0)
+        layout = keras_audiolm.TokenLayout.coarse(128, 8, 1024, 25.0, 50.0)
         decoder = keras_audiolm.ParallelDecoder(layout, num_layers=6)
         pipeline.add_part("parallel_decoder", decoder)
         pipeline.fit("my_recordings/", parts="parallel_decoder")
