@@ -41,8 +41,7 @@ class ParallelDecoder(ShardedModel, keras.Model):
     all finer ones whole, and what is masked of the level is predicted. In
     generation level after level is filled in, the first one in several
     passes that each keep what the model is surest of. Unlike SoundStorm's,
-    the other levels are drawn, too: the likeliest codes together are louder
-    than any recording.
+    the other levels are drawn, too: the likeliest codes come out too loud.
 
     Args:
         layout: `TokenLayout.coarse` whose second segment has all levels of
