@@ -9,6 +9,7 @@ import pytest
 from keras.ops import convert_to_numpy as to_numpy
 
 from keras_audiolm import (
+    AudioLMPipeline,
     ParallelDecoder,
     TokenLayout,
     load_audio,
@@ -176,3 +177,37 @@ def test_a_copy_of_another_length_is_refused(pair_tokens, tmp_path):
             tmp_path / "tokens",
         )
     assert not list((tmp_path / "tokens").glob("*.array_record"))
+
+
+def test_polishing_goes_on_from_the_preset(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    shared = importlib.import_module("recipe")
+    monkeypatch.setattr(shared, "STEPS_PER_EPOCH", 1)
+    write_noise(tmp_path, {"in/a/1.wav": 4.0, "held_out/a/2.wav": 4.0})
+    tiny.tiny_pipeline().save_to_preset(tmp_path / "made", dtype="float16")
+
+    def run(*options):
+        """The weights that the recipe writes."""
+        monkeypatch.setattr(
+            sys,
+            "argv",
+            [
+                *("recipe", str(tmp_path / "in"), "--parts", "semantic_lm"),
+                *("--validation", str(tmp_path / "held_out")),
+                *("--out", str(tmp_path / "made"), *options),
+            ],
+        )
+        steps, rows = {"semantic_lm": 1}, {"semantic_lm": 2}
+        shared.run(tiny.tiny_pipeline, steps, rows, speed_range=None)
+        made = AudioLMPipeline.from_preset(tmp_path / "made")
+        return [to_numpy(w) for w in made.semantic_lm.trainable_variables]
+
+    first = run()
+    again = run()  # is done, and stays as it is
+    for old, new in zip(first, again, strict=True):
+        np.testing.assert_array_equal(new, old)
+    polished = run("--polish", "2")
+    assert any(
+        (old != new).any() for old, new in zip(first, polished, strict=True)
+    )
+    assert not (tmp_path / "made-checkpoints-polish").exists()
