@@ -24,7 +24,7 @@ LEVELS, CODES = 3, 2048
 # Of semantic and acoustic frames, hertz.
 RATES = 25.0, 50.0
 STEPS = {
-    "codec": 4000,
+    "codec": 5000,
     "semantic_tokenizer": 3000,
     "semantic_lm": 1000,
     "coarse_lm": 1500,
@@ -50,9 +50,17 @@ def make_pipeline():
             "codec": recipe.make_codec(
                 num_quantizers=LEVELS,
                 codebook_size=CODES,
-                quantizer_dropout=0.34,
+                quantizer_dropout=0.1,
             ),
-            "semantic_tokenizer": recipe.make_tokenizer(CLUSTERS, LAYER),
+            # Hears semitones, and has to tell them apart.
+            "semantic_tokenizer": recipe.make_tokenizer(
+                CLUSTERS,
+                LAYER,
+                codebook_size=512,
+                num_mels=128,
+                window_duration=0.064,
+                mels_per_target=1,
+            ),
             "semantic_lm": recipe.make_stage(semantic, 5, 256, 30.0, 0.2),
             "coarse_lm": recipe.make_stage(acoustic, 5, 256, 8.0, 0.1),
             "parallel_decoder": recipe.make_decoder(

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras.ops import convert_to_numpy as to_numpy
 
+from keras_audiolm.data.crops import AudioCrops
 from keras_audiolm.presets import PARTS
 
 # Steps between two looks at the held-out loss.
@@ -33,7 +34,32 @@ def make_codec(**config):
     )
 
 
-def make_tokenizer(clusters, layer):
+def start_from_voices(codec, files, batches=64, seed=0):
+    """Networks as those of `soundstream_voices`, codebooks as data want them.
+
+    Music and speech differ less than either and an untrained network.
+    """
+    voices = keras_audiolm.SoundStream.from_preset("soundstream_voices")
+    codec.build()
+    for own, like in zip(codec.variables, voices.variables, strict=True):
+        if not own.path.startswith(f"{codec.name}/quantizer"):
+            own.assign(like)
+    crops = AudioCrops(
+        files,
+        sample_rate=codec.sample_rate,
+        duration=1.0,
+        batch_size=16,
+        steps_per_epoch=batches,
+        seed=seed,
+    )
+    embedded = [to_numpy(codec.embed(crops[i])) for i in range(batches)]
+    codec.quantizer.initialize(
+        np.concatenate(embedded).reshape(-1, codec.embedding_dim)
+    )
+
+
+def make_tokenizer(clusters, layer, **config):
+    """A small encoder, trained as long as a laptop has patience."""
     encoder = keras_audiolm.W2vBert(
         hidden_dim=192,
         num_heads=4,
@@ -41,14 +67,13 @@ def make_tokenizer(clusters, layer):
         num_contrastive_layers=2,
         num_masked_layers=4,
         kernel_size=15,
-        codebook_size=256,
         codebook_dim=64,
         mask_probability=0.1,
         mask_length=5,
         unmasked_weight=0.5,
-        perturbation=0.7,
         codebook_decay=0.98,
         dropout=0.0,
+        **config,
     )
     return keras_audiolm.SemanticTokenizer(encoder, clusters, layer=layer)
 
@@ -191,6 +216,8 @@ def run(make_pipeline, steps, batch_sizes, speed_range):
         pipeline = keras_audiolm.AudioLMPipeline.from_preset(options.out)
     else:
         pipeline = make_pipeline()
+    if "codec" in options.parts and "codec" not in pipeline.trained_parts:
+        start_from_voices(pipeline.codec, sorted(data.rglob("*.flac")))
     if "codec" in pipeline.trained_parts:
         for part in ACOUSTIC:
             if part in options.parts and part not in pipeline.trained_parts:
@@ -203,7 +230,7 @@ def run(make_pipeline, steps, batch_sizes, speed_range):
                 0.5 if options.polish else 1.0,
             )
             for part in options.parts
-            if part not in ("codec", "detector")  # have their own
+            if part != "detector"  # has its own
         }
     )
     pipeline.fit(

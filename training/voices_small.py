@@ -68,7 +68,9 @@ def make_pipeline():
             "codec": keras_audiolm.SoundStream.from_preset(
                 "soundstream_voices"
             ),
-            "semantic_tokenizer": recipe.make_tokenizer(CLUSTERS, LAYER),
+            "semantic_tokenizer": recipe.make_tokenizer(
+                CLUSTERS, LAYER, codebook_size=256, perturbation=0.7
+            ),
             "semantic_lm": recipe.make_stage(semantic, 4, 256, 20.0, 0.2),
             "coarse_lm": recipe.make_stage(coarse, 4, 192, 8.0),
             "fine_lm": recipe.make_stage(fine, 3, 192, 3.0),

@@ -31,6 +31,8 @@ class LogMel(keras.layers.Layer):
         sample_rate: int. Of the audio. Defaults to `16000`.
         num_mels: int. Mel bands between 20 Hz and half the sample rate.
             Defaults to `80`.
+        window_duration: float. Seconds that a frame sees. Short ones tell
+            syllables apart, long ones semitones. Defaults to `0.025`.
 
     Call arguments:
         audio: tensor of shape `(batch, samples)`.
@@ -41,15 +43,18 @@ class LogMel(keras.layers.Layer):
         that start after the valid samples.
     """
 
-    def __init__(self, sample_rate=16000, num_mels=80, **kwargs):
+    def __init__(
+        self, sample_rate=16000, num_mels=80, window_duration=0.025, **kwargs
+    ):
         # Spectra need all of float32, whatever the policy.
         kwargs.update(dtype="float32", trainable=False)
         super().__init__(**kwargs)
         # === Config ===
         self.sample_rate = sample_rate
         self.num_mels = num_mels
+        self.window_duration = window_duration
         self.hop_length = sample_rate // 100
-        self.window_length = sample_rate // 40
+        self.window_length = round(window_duration * sample_rate)
         self.fft_length = 2 ** (self.window_length - 1).bit_length()
 
     def build(self, input_shape):
@@ -125,7 +130,11 @@ class LogMel(keras.layers.Layer):
     def get_config(self):
         config = super().get_config()
         del config["dtype"], config["trainable"]
-        config.update(sample_rate=self.sample_rate, num_mels=self.num_mels)
+        config.update(
+            sample_rate=self.sample_rate,
+            num_mels=self.num_mels,
+            window_duration=self.window_duration,
+        )
         return config
 
 

@@ -20,7 +20,6 @@ from keras_audiolm.semantic.nearest_code import (
 )
 
 _SUBSAMPLING = 4  # two convolutions of stride 2
-_TARGET_BANDS = 4  # mel bands averaged in the targets
 _EXCLUDED = -1e9
 
 
@@ -123,6 +122,12 @@ class W2vBert(ShardedModel, keras.Model):
     Args:
         sample_rate: int. Of the audio. Defaults to `16000`.
         num_mels: int. Mel bands. Defaults to `80`.
+        window_duration: float. Seconds that a log-mel frame sees. Music wants
+            some `0.064` (and more mel bands): semitones are too near to each
+            other for less. Defaults to `0.025`.
+        mels_per_target: int. So many neighbouring bands are one in what is to
+            be predicted. `4` leaves words and takes pitch away; with `1`
+            pitch has to be predicted too, as music wants it. Defaults to `4`.
         hidden_dim: int. Width of the blocks. Defaults to `1024`.
         num_heads: int. Attention heads. Defaults to `16`.
         intermediate_dim: int. Inner width of the feed-forward modules.
@@ -203,6 +208,8 @@ class W2vBert(ShardedModel, keras.Model):
         self,
         sample_rate=16000,
         num_mels=80,
+        window_duration=0.025,
+        mels_per_target=4,
         hidden_dim=1024,
         num_heads=16,
         intermediate_dim=4096,
@@ -234,14 +241,17 @@ class W2vBert(ShardedModel, keras.Model):
                 f"num_contrastive_layers={num_contrastive_layers}, "
                 f"num_masked_layers={num_masked_layers}."
             )
-        if num_mels % _TARGET_BANDS:
+        if num_mels % mels_per_target:
             raise ValueError(
-                f"`num_mels` must be a multiple of {_TARGET_BANDS}. Received: "
-                f"num_mels={num_mels}."
+                "`num_mels` must be a multiple of `mels_per_target`. "
+                f"Received: num_mels={num_mels}, "
+                f"mels_per_target={mels_per_target}."
             )
         # === Config ===
         self.sample_rate = sample_rate
         self.num_mels = num_mels
+        self.window_duration = window_duration
+        self.mels_per_target = mels_per_target
         self.hidden_dim = hidden_dim
         self.num_heads = num_heads
         self.intermediate_dim = intermediate_dim
@@ -281,7 +291,12 @@ class W2vBert(ShardedModel, keras.Model):
         dtype = self.dtype_policy
         blocks = self.num_contrastive_layers + self.num_masked_layers
         seeds = split_seed(self.seed, 7 + blocks)
-        self.log_mel = LogMel(self.sample_rate, self.num_mels, name="log_mel")
+        self.log_mel = LogMel(
+            self.sample_rate,
+            self.num_mels,
+            self.window_duration,
+            name="log_mel",
+        )
         self.subsampling = ConvSubsampling(
             self.hidden_dim, seeds[0], dtype=dtype, name="subsampling"
         )
@@ -331,7 +346,7 @@ class W2vBert(ShardedModel, keras.Model):
         self.log_mel.build((None, None))
         self.subsampling.build((None, None, self.num_mels))
         self.quantizer.build(
-            (None, None, _SUBSAMPLING * self.num_mels // _TARGET_BANDS)
+            (None, None, _SUBSAMPLING * self.num_mels // self.mels_per_target)
         )
         for layer in (
             self.projection,
@@ -438,11 +453,10 @@ class W2vBert(ShardedModel, keras.Model):
         }
 
     def _target_features(self, log_mel):
-        """The four log-mel frames of a frame, in bands too wide for pitch."""
-        bands = self.num_mels // _TARGET_BANDS
-        x = ops.reshape(
-            log_mel, (-1, ops.shape(log_mel)[1], bands, _TARGET_BANDS)
-        )
+        """The four log-mel frames of a frame, in bands of the targets."""
+        wide = self.mels_per_target
+        bands = self.num_mels // wide
+        x = ops.reshape(log_mel, (-1, ops.shape(log_mel)[1], bands, wide))
         x = ops.mean(x, axis=-1)  # (batch, mel frames, bands)
         x = ops.pad(x, [[0, 0], [0, _SUBSAMPLING - 1], [0, 0]])
         frames = ops.shape(x)[1] // _SUBSAMPLING
@@ -547,6 +561,8 @@ class W2vBert(ShardedModel, keras.Model):
         config.update(
             sample_rate=self.sample_rate,
             num_mels=self.num_mels,
+            window_duration=self.window_duration,
+            mels_per_target=self.mels_per_target,
             hidden_dim=self.hidden_dim,
             num_heads=self.num_heads,
             intermediate_dim=self.intermediate_dim,

@@ -57,6 +57,23 @@ def test_a_tone_stands_in_its_band():
     assert peaks == layer.mel_matrix[bins].argmax(axis=1).tolist()
 
 
+@pytest.mark.parametrize("window, apart", [(0.025, False), (0.064, True)])
+def test_a_long_window_tells_a_semitone(window, apart):
+    """C6 and C sharp: two peaks of the spectrum, or one."""
+    layer = LogMel(num_mels=128, window_duration=window)
+    layer.build((None, None))
+    time = np.arange(8000) / 16000
+    notes = np.sin(
+        2 * np.pi * 1046.5 * 2 ** (np.arange(2)[:, None] / 12) * time
+    )
+    y = run(layer, notes.sum(axis=0, keepdims=True).astype("f"))[0]
+    y = np.median(y[10:-10], axis=0)
+    inner = y[1:-1]
+    loud = inner > y.max() - 1.0  # in units of the layer's scale
+    peaks = loud & (inner > y[:-2]) & (inner >= y[2:])
+    assert (peaks.sum() == 2) == apart
+
+
 def test_gain_changes_nothing():
     layer, audio = make(), noise(1, 1600)
     np.testing.assert_allclose(

@@ -124,6 +124,19 @@ def test_bad_arguments(encoder):
         W2vBert(**{**TINY, "num_masked_layers": 0})
 
 
+def test_wide_targets_are_means_of_narrow_ones():
+    audio = noise(2, 3200)
+    targets = []
+    for mels in (1, 4):
+        encoder = W2vBert(**TINY, window_duration=0.064, mels_per_target=mels)
+        x = to_numpy(encoder._target_features(encoder.log_mel(audio)))
+        targets.append(x.reshape(2, 5, 4, 20 // mels))
+    narrow, wide = targets
+    np.testing.assert_allclose(
+        narrow.reshape(2, 5, 4, 5, 4).mean(axis=-1), wide, atol=1e-5
+    )
+
+
 @pytest.mark.parametrize("frames", [1, 2, 3, 4, 5, 8])
 def test_subsampling_is_aligned_for_every_length(frames):
     layer = ConvSubsampling(4, seed=0)
