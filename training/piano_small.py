@@ -1,18 +1,17 @@
 """How `piano_small` is made, part by part.
 
     python examples/corpora/score_piano.py corpora/piano
-    python examples/corpora/perturb_voices.py corpora/piano/train \\
-        corpora/many_pianos/train \\
-        --speeds 0.944 1 1.059 --formants 1 --pitches 1
+    python examples/corpora/score_piano.py corpora/three_takes --takes 3
     train="python training/piano_small.py --out runs/piano_small
         --validation corpora/piano/held_out"
     $train corpora/piano/train --parts codec semantic_tokenizer
-    $train corpora/many_pianos/train \\
+    $train corpora/three_takes/train \
         --parts semantic_lm coarse_lm parallel_decoder
     $train corpora/piano/train --parts detector
 
-The language models hear each piece in three keys, a semitone apart. Sizes and
-steps are a plan, and no figure is known.
+The codec starts from the networks of `soundstream_voices`. The language models
+hear each piece three times, twice in another key and at another tempo.
+`docs/training_piano_small.md` tells what came of it.
 """
 
 import keras_audiolm  # chooses the backend  # isort: skip
@@ -27,15 +26,15 @@ STEPS = {
     "codec": 5000,
     "semantic_tokenizer": 3000,
     "semantic_lm": 1000,
-    "coarse_lm": 1500,
-    "parallel_decoder": 2500,
+    "coarse_lm": 1000,
+    "parallel_decoder": 1500,
     "detector": 500,
 }
 BATCH_SIZES = {
     "codec": 12,
     "semantic_tokenizer": 6,
-    "semantic_lm": 8,
-    "coarse_lm": 4,
+    "semantic_lm": 4,
+    "coarse_lm": 2,
     "parallel_decoder": 4,
 }
 
@@ -61,11 +60,9 @@ def make_pipeline():
                 window_duration=0.064,
                 mels_per_target=1,
             ),
-            "semantic_lm": recipe.make_stage(semantic, 5, 256, 30.0, 0.2),
-            "coarse_lm": recipe.make_stage(acoustic, 5, 256, 8.0, 0.1),
-            "parallel_decoder": recipe.make_decoder(
-                acoustic, 5, 224, 10.0, 0.1
-            ),
+            "semantic_lm": recipe.make_stage(semantic, 4, 256, 30.0, 0.2),
+            "coarse_lm": recipe.make_stage(acoustic, 4, 192, 8.0),
+            "parallel_decoder": recipe.make_decoder(acoustic, 5, 224, 10.0),
         },
     )
 
