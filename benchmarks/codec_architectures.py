@@ -64,8 +64,8 @@ ARCHITECTURES = {
         transform="mdct",
         noise_filling=True,
     ),
-    "istft": dict(
-        channels=224, strides=(1,), embedding_dim=64, transform="istft"
+    "spectrogram": dict(
+        channels=224, strides=(1,), embedding_dim=64, transform="spectrogram"
     ),
 }
 QUANTIZER = dict(

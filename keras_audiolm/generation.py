@@ -434,7 +434,8 @@ class Player:
         audio = {}
         for (rows, _), state in zip(self.groups, self.states, strict=True):
             if self.codec.can_stream:
-                rest = self.codec.flush(state)
+                state, ahead = state
+                rest = self.codec.flush(state)[:, ahead:]
             else:
                 rest, _ = self._decode_among(state, last=True)
             audio.update(zip(rows.tolist(), rest, strict=True))
@@ -447,20 +448,32 @@ class Player:
             return self.codec.decode(codes)[:, known:], None
         if not self.codec.can_stream:
             return self._decode_among((codes, prompt.shape[1]), last)
-        state = self.codec.init_state(len(codes))
-        audio, state = self.codec.decode_step(codes, state)
-        return audio[:, known + self.codec.delay :], state
+        state = self.codec.init_state(len(codes)), known + self.codec.delay
+        return self._decode_step(codes, state, last)
 
     def _go_on(self, codes, state, last):
         if not self.codec.can_stream:
             before, played = state
             codes = np.concatenate([before, codes], axis=1)
             return self._decode_among((codes, played), last)
+        return self._decode_step(codes, state, last)
+
+    def _decode_step(self, codes, state, last):
+        """The next audio of a stream.
+
+        Args:
+            state: the codec's, and how many samples come ahead of the first
+                that are to be heard.
+
+        Returns:
+            Audio, and the state after it.
+        """
+        state, ahead = state
         audio, state = self.codec.decode_step(codes, state)
         if last:
             rest = self.codec.flush(state)
             audio = np.concatenate([audio, rest], axis=1)
-        return audio, state
+        return audio[:, ahead:], (state, max(ahead - audio.shape[1], 0))
 
     def _decode_among(self, state, last):
         """The next audio of codes of which a number of frames was played.

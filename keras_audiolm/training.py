@@ -261,7 +261,10 @@ def codec_trainer(pipeline, plan):
             codec,
             discriminators=None,
             reconstruction_loss=PerceptualLoss(
-                codec.sample_rate, transform_hop=codec.hop_length
+                codec.sample_rate,
+                transform_hop=codec.hop_length,
+                # Of phases, which only waveforms keep.
+                transform_weight=1.0 if codec.transform == "mdct" else 0.0,
             ),
             commitment_weight=5.0,
         )

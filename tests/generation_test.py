@@ -390,7 +390,10 @@ def test_runs_of_a_token_are_told_and_asked_for_once():
 class FakeCodec:
     """Each code is a sample twice, counted from where the row began."""
 
-    hop_length, delay, can_stream = 2, 2, True
+    hop_length, can_stream = 2, True
+
+    def __init__(self, delay):
+        self.delay = delay
 
     def decode(self, codes):
         audio = np.repeat(codes[..., 0], 2, axis=1)
@@ -401,12 +404,12 @@ class FakeCodec:
 
     def decode_step(self, codes, state):
         after = np.concatenate([state, codes], axis=1)
-        audio = np.pad(self.decode(after), [(0, 0), (2, 0)])
+        audio = np.pad(self.decode(after), [(0, 0), (self.delay, 0)])
         first = 2 * state.shape[1]
         return audio[:, first : first + 2 * codes.shape[1]], after
 
     def flush(self, state):
-        return self.decode(state)[:, -2:]
+        return self.decode(state)[:, -self.delay :]
 
 
 class LookingCodec:
@@ -423,7 +426,7 @@ class LookingCodec:
         return np.repeat(x, 2, axis=1)
 
 
-@pytest.mark.parametrize("codec", [FakeCodec(), LookingCodec()])
+@pytest.mark.parametrize("codec", [FakeCodec(2), FakeCodec(6), LookingCodec()])
 @pytest.mark.parametrize("pieces", [[9], [4, 5], [1, 1, 7], [3, 3, 3]])
 def test_pieces_of_ragged_rows_are_what_each_row_sounds_like(codec, pieces):
     codes = np.arange(1, 40, dtype="int32").reshape(3, 13, 1)
@@ -443,7 +446,7 @@ def test_pieces_of_ragged_rows_are_what_each_row_sounds_like(codec, pieces):
         np.testing.assert_array_equal(audio[row], alone[0, 2 * (4 - count) :])
 
 
-@pytest.mark.parametrize("codec", [FakeCodec(), LookingCodec()])
+@pytest.mark.parametrize("codec", [FakeCodec(2), FakeCodec(6), LookingCodec()])
 def test_what_is_held_back_comes_at_the_end(codec):
     codes = np.arange(1, 12, dtype="int32").reshape(1, 11, 1)
     player = Player(codec, codes[:, :3])

@@ -11,7 +11,6 @@ from keras.ops import convert_to_numpy as to_numpy
 from keras_audiolm import (
     AudioLMPipeline,
     ParallelDecoder,
-    SoundStream,
     TokenLayout,
     load_audio,
     save_audio,
@@ -212,24 +211,3 @@ def test_polishing_goes_on_from_the_preset(tmp_path, monkeypatch):
         (old != new).any() for old, new in zip(first, polished, strict=True)
     )
     assert not (tmp_path / "made-checkpoints-polish").exists()
-
-
-def test_a_codec_of_music_starts_from_the_one_of_voices(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(FOLDER)
-    shared = importlib.import_module("recipe")
-    rng = np.random.default_rng(0)
-    save_audio(tmp_path / "a.flac", rng.normal(0, 0.1, 80000), 16000)
-    codec = shared.make_codec(num_quantizers=3, codebook_size=16)
-    shared.start_from_voices(codec, [tmp_path / "a.flac"], batches=2)
-    voices = SoundStream.from_preset("soundstream_voices")
-    audio = rng.normal(0, 0.1, (1, 3200)).astype("float32")
-    np.testing.assert_allclose(
-        to_numpy(codec.embed(audio)), to_numpy(voices.embed(audio)), atol=1e-5
-    )
-    # Codebooks are of its own, and fit is not to start them again.
-    assert float(to_numpy(codec.initialized)) == 1.0
-    codes = codec.encode(audio)
-    assert codes.shape == (1, 10, 3)
-    assert len(np.unique(codes[..., 0])) > 1
-    heard = codec.decode(codes)
-    assert np.isfinite(heard).all()

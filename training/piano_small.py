@@ -9,8 +9,8 @@
         --parts semantic_lm coarse_lm parallel_decoder
     $train corpora/piano/train --parts detector
 
-The codec starts from the networks of `soundstream_voices`. The language models
-hear each piece three times, twice in another key and at another tempo.
+The language models hear each piece three times, twice in another key and at
+another tempo.
 `docs/training_piano_small.md` tells what came of it.
 """
 
@@ -18,12 +18,12 @@ import keras_audiolm  # chooses the backend  # isort: skip
 
 import recipe
 
-CLUSTERS, LAYER = 256, 3
+CLUSTERS, LAYER = 512, 3
 LEVELS, CODES = 3, 2048
 # Of semantic and acoustic frames, hertz.
 RATES = 25.0, 50.0
 STEPS = {
-    "codec": 5000,
+    "codec": 3000,
     "semantic_tokenizer": 3000,
     "semantic_lm": 1000,
     "coarse_lm": 1000,
@@ -46,10 +46,16 @@ def make_pipeline():
     semantic = layout.semantic(CLUSTERS, RATES[0])
     return keras_audiolm.AudioLMPipeline(
         {
-            "codec": recipe.make_codec(
+            # Frames of 80 ms every 20 ms, of which no bit goes to phases.
+            "codec": keras_audiolm.SoundStream(
+                channels=224,
+                strides=(1,),
+                embedding_dim=64,
+                transform="spectrogram",
                 num_quantizers=LEVELS,
                 codebook_size=CODES,
                 quantizer_dropout=0.1,
+                name="codec",
             ),
             # Hears semitones, and has to tell them apart.
             "semantic_tokenizer": recipe.make_tokenizer(

@@ -9,7 +9,6 @@ import keras
 import numpy as np
 from keras.ops import convert_to_numpy as to_numpy
 
-from keras_audiolm.data.crops import AudioCrops
 from keras_audiolm.presets import PARTS
 
 # Steps between two looks at the held-out loss.
@@ -18,44 +17,6 @@ STEPS_PER_EPOCH = 250
 ACOUSTIC = "coarse_lm", "fine_lm", "parallel_decoder"
 # Standard deviation of token embeddings that start from a codec's centroids.
 EMBEDDING_SCALE = 0.3
-
-
-def make_codec(**config):
-    """MDCT frames of 20 ms, as `soundstream_voices`."""
-    return keras_audiolm.SoundStream(
-        channels=224,
-        strides=(1,),
-        embedding_dim=64,
-        transform="mdct",
-        noise_filling=True,
-        codebook_decay=0.99,
-        name="codec",
-        **config,
-    )
-
-
-def start_from_voices(codec, files, batches=64, seed=0):
-    """Networks as those of `soundstream_voices`, codebooks as data want them.
-
-    Music and speech differ less than either and an untrained network.
-    """
-    voices = keras_audiolm.SoundStream.from_preset("soundstream_voices")
-    codec.build()
-    for own, like in zip(codec.variables, voices.variables, strict=True):
-        if not own.path.startswith(f"{codec.name}/quantizer"):
-            own.assign(like)
-    crops = AudioCrops(
-        files,
-        sample_rate=codec.sample_rate,
-        duration=1.0,
-        batch_size=16,
-        steps_per_epoch=batches,
-        seed=seed,
-    )
-    embedded = [to_numpy(codec.embed(crops[i])) for i in range(batches)]
-    codec.quantizer.initialize(
-        np.concatenate(embedded).reshape(-1, codec.embedding_dim)
-    )
 
 
 def make_tokenizer(clusters, layer, **config):
@@ -216,8 +177,6 @@ def run(make_pipeline, steps, batch_sizes, speed_range):
         pipeline = keras_audiolm.AudioLMPipeline.from_preset(options.out)
     else:
         pipeline = make_pipeline()
-    if "codec" in options.parts and "codec" not in pipeline.trained_parts:
-        start_from_voices(pipeline.codec, sorted(data.rglob("*.flac")))
     if "codec" in pipeline.trained_parts:
         for part in ACOUSTIC:
             if part in options.parts and part not in pipeline.trained_parts:

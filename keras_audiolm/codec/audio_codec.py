@@ -334,10 +334,11 @@ class AudioCodec(PresetPart, keras.Model):
     def flush(self, state):
         """The last `delay` samples of a stream, NumPy `(batch, delay)`."""
         batch = keras.tree.flatten(state["decoder"])[0].shape[0]
-        if not self.delay:
+        frames = self.delay // self.hop_length
+        if not frames:
             return np.zeros((batch, 0), "float32")
-        nothing = np.full((batch, 1, 1), -1, "int32")
-        switch = self._switch("decoder", None, batch, 1)
+        nothing = np.full((batch, frames, 1), -1, "int32")
+        switch = self._switch("decoder", None, batch, frames)
         return self._decode_on(nothing, state, switch)[0]
 
     def _decode_on(self, codes, state, switch):

@@ -17,11 +17,10 @@ from keras_audiolm.codec.noise_filling import PERIOD, NoiseFilling
 from keras_audiolm.codec.quantizer import ResidualVectorQuantizer
 from keras_audiolm.layers.compiled import CompiledFunction
 from keras_audiolm.layers.initializers import GlorotUniform
-from keras_audiolm.layers.lapped_transform import MDCT, STFT, compress, expand
+from keras_audiolm.layers.lapped_transform import MDCT, compress, expand
+from keras_audiolm.layers.spectrogram import Spectrogram
 
-TRANSFORMS = {"mdct": MDCT, "istft": STFT}
-# The inverse STFT's head gives logarithms of magnitudes: no louder than e^4.
-LOUDEST = 4.0
+TRANSFORMS = {"mdct": MDCT, "spectrogram": Spectrogram}
 
 
 @keras.saving.register_keras_serializable(package="keras_audiolm")
@@ -39,11 +38,13 @@ class SoundStream(AudioCodec):
     unit="separable", max_groups=4, activation="leaky_relu"`.
 
     With a `transform` the two ends are fixed, and the network works on
-    (square-root compressed) coefficients at the rate of the codes; it costs
-    one more hop of latency in the decoder. `"mdct"` has a linear path beside
-    the network that starts from the coefficients' principal components: it
-    learns to speak intelligibly in minutes on a laptop where waveforms take
-    days. `"istft"` predicts the magnitudes and phases of an inverse STFT.
+    (square-root compressed) coefficients at the rate of the codes. A linear
+    path beside the network starts from the coefficients' principal
+    components: it learns to speak intelligibly in minutes on a laptop where
+    waveforms take days. `"mdct"` keeps the waveform, and costs one more hop
+    of latency in the decoder. `"spectrogram"` spends no bits on phases: the
+    decoder follows the partials of its magnitudes. That is for music at few
+    bits; it costs three hops.
 
     Args:
         sample_rate: int. Hertz. Defaults to `16000`.
@@ -64,7 +65,7 @@ class SoundStream(AudioCodec):
         max_groups: int. Wide convolutions are split into up to so many
             groups, twice as many with each block. Defaults to `1`.
         transform: `None` for the waveform (the paper's), `"mdct"` or
-            `"istft"`.
+            `"spectrogram"`.
         transform_hop: int. Samples of the transform's hop, which is the
             codec's then. Defaults to `320`.
         noise_filling: bool. Whether an `"mdct"` codec also codes the level of
@@ -200,7 +201,7 @@ class SoundStream(AudioCodec):
                 f"makes the hop. Received: strides={self.strides}, "
                 f"stem_stride={self.stem_stride}"
             )
-        if self.linear and self.embedding_dim > self.transform_hop:
+        if self.embedding_dim > self.transform_hop:
             raise ValueError(
                 "The linear path keeps `embedding_dim` components of a "
                 "frame, and no more than `transform_hop` exist. Received: "
@@ -232,7 +233,7 @@ class SoundStream(AudioCodec):
             )
             self.width += self.filling.num_bands
         last_kernel = None
-        if self.linear:
+        if self.transform:
             # Beside the linear path the network starts as no change at all.
             last_kernel = "zeros"
             self.analysis = keras.layers.Dense(
@@ -261,13 +262,8 @@ class SoundStream(AudioCodec):
         )
 
     @property
-    def linear(self):
-        """Whether a linear path goes beside the networks."""
-        return self.transform == "mdct"
-
-    @property
     def delay(self):
-        return self.hop_length if self.transform else 0
+        return self.ends.delay if self.transform else 0
 
     def build(self, input_shape=None):
         if self.quantizer.built:
@@ -275,7 +271,7 @@ class SoundStream(AudioCodec):
         self.encoder.build((None, None, self.width))
         self.quantizer.build((None, None, self.embedding_dim))
         self.decoder.build((None, None, self.embedding_dim))
-        if self.linear:
+        if self.transform:
             self.analysis.build((None, None, self.width))
             self.synthesis.build((None, None, self.embedding_dim))
 
@@ -296,7 +292,7 @@ class SoundStream(AudioCodec):
 
     def _embed(self, x, denoise):
         embeddings = self.encoder(x, denoise)
-        return embeddings + self.analysis(x) if self.linear else embeddings
+        return embeddings + self.analysis(x) if self.transform else embeddings
 
     def embed_step(self, chunk, state, denoise=None):
         """`embed` of a chunk, given the encoder's state, and the new state."""
@@ -307,7 +303,7 @@ class SoundStream(AudioCodec):
         x, hop = self.ends.step(chunk, hop)
         x = self._features(x)
         embeddings, inner = self.encoder.step(x, inner, denoise)
-        if self.linear:
+        if self.transform:
             embeddings = embeddings + self.analysis(x)
         return embeddings, [hop, inner]
 
@@ -319,11 +315,12 @@ class SoundStream(AudioCodec):
         if not self.transform:
             x = self.decoder(embeddings, denoise)
             return ops.cast(x[..., 0], "float32")
-        # The transform completes a hop when the next frame is there: an
-        # empty frame at the end completes the last.
-        embeddings = ops.pad(embeddings, [[0, 0], [0, 1], [0, 0]])
+        # The transform completes a hop when the next frames are there: empty
+        # frames at the end complete the last.
+        after = self.ends.overlap - 1
+        embeddings = ops.pad(embeddings, [[0, 0], [0, after], [0, 0]])
         if denoise is not None:
-            denoise = ops.pad(denoise, [[0, 0], [0, 1]])
+            denoise = ops.pad(denoise, [[0, 0], [0, after]])
         x = self.decoder(embeddings, denoise)
         return self.ends.inverse(self._coefficients(x, embeddings, place))
 
@@ -342,26 +339,22 @@ class SoundStream(AudioCodec):
     def initial_state(self, batch_size):
         state = super().initial_state(batch_size)
         if self.transform:
-            hop = self.ends.init_state(batch_size)
-            state = {k: [hop, inner] for k, inner in state.items()}
+            hops = {
+                "encoder": self.ends.init_state(batch_size),
+                "decoder": self.ends.init_inverse_state(batch_size),
+            }
+            state = {k: [hops[k], inner] for k, inner in state.items()}
         if self.noise_filling:
             state["decoder"].append(ops.zeros((batch_size,), "int32"))
         return state
 
     def _coefficients(self, x, embeddings, place=None):
         """What the transform inverts, of what the decoder gives."""
-        if self.linear:
-            x = ops.cast(x + self.synthesis(embeddings), "float32")
-            if not self.noise_filling:
-                return expand(x)
-            size = self.ends.num_coefficients
-            return self.filling.fill(
-                expand(x[..., :size]), x[..., size:], place
-            )
-        size, phase = ops.split(ops.cast(x, "float32"), 2, axis=-1)
-        size = ops.exp(ops.minimum(size, LOUDEST))
-        parts = [size * ops.cos(phase), size * ops.sin(phase)]
-        return ops.concatenate(parts, axis=-1)
+        x = ops.cast(x + self.synthesis(embeddings), "float32")
+        if not self.noise_filling:
+            return expand(x)
+        size = self.ends.num_coefficients
+        return self.filling.fill(expand(x[..., :size]), x[..., size:], place)
 
     def call(self, audio, denoise=None, training=False):
         samples = audio.shape[-1]
@@ -410,7 +403,7 @@ class SoundStream(AudioCodec):
                 break
         if not audio:
             raise ValueError("There is no audio to start the codebooks from.")
-        if self.linear:
+        if self.transform:
             self._initialize_linear_path(audio)
         embed = CompiledFunction(
             self, lambda x: self.embed(self._pad_to_hops(x))

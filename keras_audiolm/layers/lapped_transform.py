@@ -21,18 +21,20 @@ def expand(compressed):
 
 
 class LappedTransform(keras.layers.Layer):
-    """Frames of two hops, a hop apart, to coefficients and back.
+    """Frames of some hops, a hop apart, to coefficients and back.
 
-    Frame `i` looks at hops `i - 1` and `i` (zeros stand before the first), so
-    it is causal; the inverse completes hop `i - 1` when frame `i` arrives,
-    which costs one hop of latency. `inverse(self(x))` is `x`, one hop short.
+    Frame `i` ends with hop `i` (zeros stand before the first), so it is
+    causal; the inverse completes hop `i - overlap + 1` when frame `i`
+    arrives, which costs `overlap - 1` hops of latency. `inverse(self(x))` is
+    `x`, so many hops short.
 
-    What a stream must remember is half a frame each way: the last hop of
-    samples before `step`, the half-complete hop before `inverse_step`.
-    `init_state` is that of silence, for either.
+    What a stream must remember is what frames share: the last hops of
+    samples before `step`, the half-complete hops before `inverse_step`.
+    `init_state` and `init_inverse_state` are those of silence.
 
     Args:
         hop_length: int. Samples of a hop.
+        overlap: int. Hops of a frame.
 
     Call arguments:
         x: `(batch, samples)`, with a multiple of `hop_length` samples.
@@ -42,29 +44,41 @@ class LappedTransform(keras.layers.Layer):
     """
 
     # NumPy arrays that a subclass makes: `analysis` from frames to
-    # coefficients, `(2 * hop, coefficients)`, and `synthesis` back.
-    def __init__(self, hop_length, analysis, synthesis, **kwargs):
+    # coefficients, `(overlap * hop, coefficients)`, and `synthesis` back.
+    def __init__(self, hop_length, overlap, analysis, synthesis, **kwargs):
         kwargs["dtype"] = "float32"
         super().__init__(**kwargs)
         self.hop_length = hop_length
+        self.overlap = overlap
         self.analysis = analysis.astype("float32")
         self.synthesis = synthesis.astype("float32")
         self.num_coefficients = analysis.shape[1]
 
+    @property
+    def delay(self):
+        """Samples that come out later than they went in."""
+        return (self.overlap - 1) * self.hop_length
+
     def init_state(self, batch_size):
-        return ops.zeros((batch_size, self.hop_length))
+        return ops.zeros((batch_size, self.delay))
+
+    def init_inverse_state(self, batch_size):
+        return ops.zeros((batch_size, self.delay))
 
     def call(self, x):
-        frames, _ = self.step(x, ops.zeros_like(x[:, : self.hop_length]))
+        silence = ops.zeros_like(x[:, :1])
+        frames, _ = self.step(x, ops.repeat(silence, self.delay, axis=1))
         return frames
 
     def step(self, x, state):
         """`call` on a chunk of whole hops: its frames, and the new state."""
-        hop = self.hop_length
+        hop, count = self.hop_length, x.shape[1] // self.hop_length
         x = ops.concatenate([state, ops.cast(x, "float32")], axis=1)
-        hops = ops.reshape(x, (-1, x.shape[1] // hop, hop))
-        pairs = ops.concatenate([hops[:, :-1], hops[:, 1:]], axis=-1)
-        return ops.matmul(pairs, self.analysis), hops[:, -1]
+        hops = ops.reshape(x, (-1, count + self.overlap - 1, hop))
+        frames = ops.concatenate(
+            [hops[:, i : i + count] for i in range(self.overlap)], axis=-1
+        )
+        return ops.matmul(frames, self.analysis), x[:, count * hop :]
 
     def inverse(self, frames):
         """Coefficients to samples by overlap and add.
@@ -73,25 +87,24 @@ class LappedTransform(keras.layers.Layer):
             frames: `(batch, frames, num_coefficients)`, from `call`.
 
         Returns:
-            `(batch, (frames - 1) * hop_length)`: the hops that two frames
-            cover.
+            `(batch, (frames - overlap + 1) * hop_length)`: the hops that
+            `overlap` frames cover.
         """
-        frames = ops.cast(frames, "float32")
-        state = ops.zeros_like(frames[:, 0, :1])  # broadcast over a hop
+        state = self.init_inverse_state(ops.shape(frames)[0])
         samples, _ = self.inverse_step(frames, state)
-        return samples[:, self.hop_length :]
+        return samples[:, self.delay :]
 
     def inverse_step(self, frames, state):
-        """As many hops as frames, a hop late, and the new state."""
-        hop, frames = self.hop_length, ops.cast(frames, "float32")
-        pairs = ops.matmul(frames, self.synthesis)
-        early = ops.pad(pairs[:, :-1, hop:], [[0, 0], [1, 0], [0, 0]])
-        late = ops.pad(
-            state[:, None], [[0, 0], [0, frames.shape[1] - 1], [0, 0]]
-        )
-        hops = pairs[:, :, :hop] + early + late
-        samples = ops.reshape(hops, (-1, frames.shape[1] * hop))
-        return samples, pairs[:, -1, hop:]
+        """As many hops as frames, `delay` late, and the new state."""
+        hop, count, after = self.hop_length, frames.shape[1], self.overlap - 1
+        parts = ops.matmul(ops.cast(frames, "float32"), self.synthesis)
+        parts = ops.reshape(parts, (-1, count, self.overlap, hop))
+        before = ops.reshape(state, (-1, after, hop))
+        hops = ops.pad(before, [[0, 0], [0, count], [0, 0]])
+        for i in range(self.overlap):
+            hops += ops.pad(parts[:, :, i], [[0, 0], [i, after - i], [0, 0]])
+        samples = ops.reshape(hops, (-1, (count + after) * hop))
+        return samples[:, : count * hop], samples[:, count * hop :]
 
     def compute_output_shape(self, input_shape):
         batch, samples = input_shape
@@ -137,42 +150,4 @@ class MDCT(LappedTransform):
         )
         scale = np.sqrt(2 / hop_length)
         basis = scale * sine_window(hop_length)[:, None] * np.cos(phase)
-        super().__init__(hop_length, basis, basis.T, **kwargs)
-
-
-@keras.saving.register_keras_serializable(package="keras_audiolm")
-class STFT(LappedTransform):
-    """The short-time Fourier transform as real numbers: all real parts of the
-    `hop_length + 1` bins, then all imaginary parts.
-
-    A `LappedTransform` with about twice as many numbers as samples, by two
-    products with fixed matrices instead of an FFT: at frames of some hundred
-    samples as fast, and the same on every backend.
-
-    Args:
-        hop_length: int. Samples of a hop, half of a frame.
-
-    Example:
-
-    >>> stft = STFT(320)
-    >>> tuple(stft(np.zeros((1, 16000), "float32")).shape)
-    (1, 50, 642)
-    """
-
-    def __init__(self, hop_length, **kwargs):
-        size = 2 * hop_length
-        window = sine_window(hop_length)[:, None]
-        time = np.arange(size)[:, None]
-        phase = 2 * np.pi / size * time * np.arange(hop_length + 1)[None]
-        scale = size**-0.5
-        waves = np.concatenate([np.cos(phase), -np.sin(phase)], axis=1)
-        # All bins but the first and the last stand for their mirrors too.
-        twice = np.full(hop_length + 1, 2.0)
-        twice[[0, -1]] = 1.0
-        back = (waves * np.tile(twice, 2)).T
-        super().__init__(
-            hop_length,
-            scale * window * waves,
-            scale * back * window[:, 0],
-            **kwargs,
-        )
+        super().__init__(hop_length, 2, basis, basis.T, **kwargs)

@@ -41,10 +41,10 @@ MODES = {
         max_groups=2,
         embedding_dim=4,
     ),
-    "istft": dict(
+    "spectrogram": dict(
         channels=4,
         strides=(1,),
-        transform="istft",
+        transform="spectrogram",
         transform_hop=6,
         embedding_dim=5,
         denoising="decoder",
@@ -191,49 +191,89 @@ def slow_fill(c, levels, bands):
     return made
 
 
+def hann(hop):
+    return np.hanning(4 * hop + 1)[:-1]
+
+
+def slow_transform(codec, audio):
+    """Coefficients of whole hops."""
+    hop, overlap = codec.hop_length, codec.ends.overlap
+    padded = np.pad(audio, ((overlap - 1) * hop, 0))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, overlap * hop)
+    frames = frames[::hop]
+    if codec.transform == "mdct":
+        return frames @ codec.ends.analysis
+    size = np.abs(np.fft.rfft(frames * hann(hop), norm="ortho"))
+    return np.sqrt(size**2 + 1e-10) - 1e-5
+
+
+def slow_phases(size):
+    """Frame by frame, bin by bin."""
+    frames, bins = size.shape
+    phase, phases = np.zeros(bins), np.zeros(size.shape)
+    for t in range(frames):
+        level = np.pad(np.log(size[t] + 1e-5), 1, mode="edge")
+        new = np.zeros(bins)
+        for k in range(bins):
+            peak = k
+            for _ in range(2**3):
+                here = level[peak : peak + 3]
+                if here[2] > here[1] and here[2] >= here[0]:
+                    peak += 1
+                elif here[0] > here[1] and here[0] > here[2]:
+                    peak -= 1
+            a, b, c = level[peak : peak + 3]
+            offset = 0.5 * (a - c) / min(a - 2 * b + c, -1e-3)
+            turn = peak + np.clip(offset, -0.5, 0.5)
+            new[k] = phase[peak] + 2 * np.pi * turn / 4 + np.pi * (k - peak)
+        phase = new
+        phases[t] = new
+    return phases
+
+
+def slow_inverse(codec, c):
+    """Samples of coefficients `(frames, coefficients)`."""
+    hop, overlap = codec.hop_length, codec.ends.overlap
+    if codec.transform == "mdct":
+        parts = c @ codec.ends.analysis.T
+    else:
+        size = np.maximum(c, 0)
+        spectrum = size * np.exp(1j * slow_phases(size))
+        parts = np.fft.irfft(spectrum, norm="ortho") * hann(hop) / 1.5
+    audio = np.zeros((len(parts) + overlap) * hop)
+    for i, part in enumerate(parts):
+        audio[i * hop : (i + overlap) * hop] += part
+    return audio[(overlap - 1) * hop : len(parts) * hop]
+
+
 def slow_embed(codec, audio):
     """One recording `(samples,)` to `(frames, dim)`."""
     audio = np.pad(audio, (0, -len(audio) % codec.hop_length))
     if not codec.transform:
         x = audio[:, None].astype("float64")
         return slow_network(codec.encoder, x, codec.activation)
-    hop = codec.hop_length
-    padded = np.pad(audio, (hop, 0)).reshape(-1, hop)
-    pairs = np.concatenate([padded[:-1], padded[1:]], 1)
-    if codec.transform == "mdct":
-        c = pairs @ codec.ends.analysis
-    else:
-        c = np.fft.rfft(pairs * sine(hop), norm="ortho")
-        c = np.concatenate([c.real, c.imag], axis=1)
+    c = slow_transform(codec, audio)
     levels = [np.mean(c[:, band] ** 2, 1) for band in slow_bands(codec)]
     c = np.sign(c) * (np.sqrt(np.abs(c) + 1e-5) - np.sqrt(1e-5))
     if levels:
         levels = 2 * ((np.stack(levels, 1) + 1e-8) ** 0.25 - 0.01)
         c = np.concatenate([c, levels], 1)
     x = slow_network(codec.encoder, c, codec.activation)
-    if codec.transform == "mdct":
-        x = x + c @ to_numpy(codec.analysis.kernel)
-    return x
+    return x + c @ to_numpy(codec.analysis.kernel)
 
 
 def slow_render(codec, embeddings):
     if not codec.transform:
         return slow_network(codec.decoder, embeddings, codec.activation)[:, 0]
-    hop = codec.hop_length
-    embeddings = np.pad(embeddings, [(0, 1), (0, 0)])
+    embeddings = np.pad(embeddings, [(0, codec.ends.overlap - 1), (0, 0)])
     c = slow_network(codec.decoder, embeddings, codec.activation)
-    if codec.transform == "mdct":
-        c = c + embeddings @ to_numpy(codec.synthesis.kernel)
-        c, levels = c[:, :hop], c[:, hop:]
-        c = c * np.abs(c)
-        if codec.noise_filling:
-            c = slow_fill(c, levels, slow_bands(codec))
-        pairs = c @ codec.ends.analysis.T
-    else:
-        size, phase = np.split(c, 2, axis=1)
-        c = np.exp(np.minimum(size, 4) + 1j * phase)
-        pairs = np.fft.irfft(c, norm="ortho") * sine(hop)
-    return (pairs[:-1, hop:] + pairs[1:, :hop]).reshape(-1)
+    c = c + embeddings @ to_numpy(codec.synthesis.kernel)
+    size = codec.ends.num_coefficients
+    c, levels = c[:, :size], c[:, size:]
+    c = c * np.abs(c)
+    if codec.noise_filling:
+        c = slow_fill(c, levels, slow_bands(codec))
+    return slow_inverse(codec, c)
 
 
 def codebooks(codec):
@@ -332,13 +372,13 @@ def test_audio_does_not_depend_on_later_codes(codec):
     hop = codec.hop_length
     codes = np.random.default_rng(0).integers(0, 16, (1, 10, 3))
     audio = codec.decode(codes)
-    # The transform completes a hop with the frame after it.
-    latency = hop if codec.transform else 0
+    # A transform completes a hop with the frames after it.
+    latency = codec.delay
     for frame in (1, 5, 9):
         changed = codes.copy()
         changed[:, frame:] = (changed[:, frame:] + 5) % 16
         after = codec.decode(changed)
-        same = frame * hop - latency
+        same = max(frame * hop - latency, 0)
         np.testing.assert_allclose(
             after[:, :same], audio[:, :same], rtol=0, atol=1e-5
         )
