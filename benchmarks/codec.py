@@ -42,6 +42,12 @@ CODECS = {
         transform="mdct",
         noise_filling=True,
     ),
+    "spectrogram": dict(
+        channels=224,
+        strides=(1,),
+        embedding_dim=64,
+        transform="spectrogram",
+    ),
 }
 # That of `soundstream_voices`.
 CODECS["mdct, beam of 16"] = dict(CODECS["mdct"], beam_width=16)
