@@ -5,7 +5,7 @@ from keras import ops
 
 from keras_audiolm import DAC, EnCodec, Mimi, WindowedEnCodec
 from keras_audiolm.codec.discriminators import Discriminators
-from keras_audiolm.codec.losses import MelSpectralLoss
+from keras_audiolm.codec.losses import MelSpectralLoss, PerceptualLoss
 from keras_audiolm.codec.soundstream import SoundStream
 from keras_audiolm.codec.training import SoundStreamTrainer, audio_batches
 
@@ -182,6 +182,44 @@ def test_fit_starts_the_codebooks_and_learns_a_tone():
     np.testing.assert_array_equal(
         books, to_numpy(codec.quantizer.embedding_sum)
     )
+
+
+def test_a_codec_without_phases_learns_loudness():
+    """Of two tones, either of which is the louder one."""
+    codec = make_codec(strides=(1,), transform="spectrogram", transform_hop=32)
+    trainer = SoundStreamTrainer(
+        codec,
+        discriminators=None,
+        reconstruction_loss=PerceptualLoss(
+            windows=(256,),
+            num_mels=(16,),
+            transform_hop=32,
+            transform_weight=0.0,
+        ),
+    )
+    trainer.compile(trainer.make_optimizer(1e-3), jit_compile=JIT)
+    time = np.arange(SAMPLES) / 16000
+    tones = np.sin(2 * np.pi * np.array([[500.0], [2000.0]]) * time)
+    loud = np.array([[0.4, 0.05], [0.05, 0.4]])
+    audio = np.tile(loud @ tones, (20, 1)).astype("float32")
+    trainer.build()
+    trainer.initialize_codebooks(audio)
+    # It starts too quiet.
+    codec.synthesis.kernel.assign(0.6 * codec.synthesis.kernel)
+    before = [to_numpy(w) for w in codec.trainable_weights]
+    history = trainer.fit(audio, batch_size=4, epochs=3, verbose=0).history
+    after = [to_numpy(w) for w in codec.trainable_weights]
+    assert all(
+        np.abs(a - b).max() > 0 for a, b in zip(after, before, strict=True)
+    )
+    losses = history["reconstruction_loss"]
+    assert losses[-1] < 0.8 * losses[0]
+    heard = codec.decode(codec.encode(audio[:2]))
+    spectra = np.abs(np.fft.rfft(heard[:, SAMPLES // 4 :]))
+    bins = np.fft.rfftfreq(SAMPLES - SAMPLES // 4, 1 / 16000)
+    low = spectra[:, bins < 1200].max(axis=1)
+    high = spectra[:, bins > 1200].max(axis=1)
+    assert low[0] > high[0] and high[1] > low[1]
 
 
 def test_codebooks_learn_in_fit_and_nowhere_else():
