@@ -228,7 +228,7 @@ def save_weights(model, path):
 
 
 def fit_codec(pipeline, plan):
-    trainer = codec_trainer(pipeline, plan)
+    trainer = codec_trainer(pipeline)
     trainer.build()
     crops, validation = audio_crops(pipeline, "codec", plan)
     if process()[1] > 1:
@@ -237,7 +237,7 @@ def fit_codec(pipeline, plan):
     return run_fit(trainer, "codec", plan, crops, validation)
 
 
-def codec_trainer(pipeline, plan):
+def codec_trainer(pipeline):
     """The trainer that `compile` was given, or one that suits the codec."""
     from keras_audiolm.codec.losses import PerceptualLoss
     from keras_audiolm.codec.training import (

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_audiolm import AudioLMPipeline, ParallelDecoder
+from keras_audiolm import AudioLMPipeline, ParallelDecoder, SoundStream
 from keras_audiolm.language_model.layout import TokenLayout
 from keras_audiolm.language_model.stage_lm import StageLM
 from keras_audiolm.layers.remat import recomputed
-from tests.tiny import tiny_semantic_tokenizer
+from keras_audiolm.training import codec_trainer
+from tests.tiny import tiny_pipeline, tiny_semantic_tokenizer
 
 COARSE = TokenLayout.coarse(12, 2, 16, 25.0, 50.0)
 SIZES = {
@@ -178,3 +179,22 @@ def test_mixed_precision_learns_as_full_precision():
     losses = [losses_in("float32"), losses_in("mixed_bfloat16")]
     assert losses[0][-1] < losses[0][0] - 0.1
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.03)
+
+
+@pytest.mark.parametrize("transform, weight", [("mdct", 1), ("spectrogram", 0)])
+def test_waveforms_count_where_a_codec_keeps_them(transform, weight):
+    pipeline = tiny_pipeline(trained=False)
+    codec = SoundStream(
+        sample_rate=pipeline.codec.sample_rate,
+        channels=2,
+        strides=(1,),
+        embedding_dim=4,
+        transform=transform,
+        transform_hop=pipeline.codec.hop_length,
+        num_quantizers=pipeline.codec.num_quantizers,
+        codebook_size=pipeline.codec.codebook_size,
+    )
+    parts = {name: pipeline.part(name) for name in pipeline.part_names}
+    trainer = codec_trainer(AudioLMPipeline({**parts, "codec": codec}))
+    assert trainer.codec is codec
+    assert trainer.reconstruction_loss.transform_weight == weight

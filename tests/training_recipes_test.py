@@ -211,3 +211,21 @@ def test_polishing_goes_on_from_the_preset(tmp_path, monkeypatch):
         (old != new).any() for old, new in zip(first, polished, strict=True)
     )
     assert not (tmp_path / "made-checkpoints-polish").exists()
+
+
+def without_names(config):
+    """Names are counted up, and differ from model to model."""
+    if isinstance(config, dict):
+        return {k: without_names(v) for k, v in config.items() if k != "name"}
+    return config
+
+
+@pytest.mark.parametrize("recipe", ["piano_small"], indirect=True)
+def test_finished_parts_are_those_of_the_recipe(recipe):
+    finished = AudioLMPipeline.from_preset(FOLDER / "piano_small")
+    made = recipe.make_pipeline()
+    assert finished.part_names == made.part_names
+    assert finished.trained_parts == ["codec", "semantic_tokenizer"]
+    for name in finished.trained_parts:
+        ours, theirs = (p.part(name).get_config() for p in (made, finished))
+        assert without_names(theirs) == without_names(ours)

@@ -5,12 +5,13 @@
     train="python training/piano_small.py --out runs/piano_small
         --validation corpora/piano/held_out"
     $train corpora/piano/train --parts codec semantic_tokenizer
-    $train corpora/three_takes/train \
+    $train corpora/three_takes/train \\
         --parts semantic_lm coarse_lm parallel_decoder
     $train corpora/piano/train --parts detector
 
-The language models hear each piece three times, twice in another key and at
-another tempo.
+Codec and semantic tokenizer are finished: to go on from them, copy
+`training/piano_small` to `runs/piano_small`. The language models hear each
+piece three times, twice in another key and at another tempo.
 `docs/training_piano_small.md` tells what came of it.
 """
 

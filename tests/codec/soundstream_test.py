@@ -169,10 +169,6 @@ def slow_network(stack, x, activation):
     return x
 
 
-def sine(hop):
-    return np.sin(np.pi * (np.arange(2 * hop) + 0.5) / (2 * hop))
-
-
 def slow_bands(codec):
     """The coefficients of each band."""
     if not codec.noise_filling:

@@ -78,7 +78,6 @@ def test_a_gliding_tone_and_its_loudness_come_back():
     x = (x * np.linspace(0.2, 1, len(x)))[None].astype("float32")
     size = forward(layer, x)
     again = forward(layer, inverse(layer, size))
-    # Frames that begin with what is known.
     size, again = size[:, 8:-3], again[:, 8:]
     error = np.linalg.norm(size - again) / np.linalg.norm(size)
     assert error < 0.15
@@ -135,8 +134,9 @@ def test_frequency_of_a_peak():
         np.testing.assert_allclose(offset[..., 40], shift, atol=0.04)
 
 
-def test_gradient_reaches_magnitudes():
-    """With phases as they are, audio is linear in the magnitudes."""
+def test_audio_is_linear_in_magnitudes_of_the_same_peaks():
+    """So the phases, which are no function that is learned through, are
+    constants of the gradient."""
     layer = Spectrogram(4)
     size = np.abs(normal(1, 6, 9)) + 0.5
     change = 1e-2 * size  # the peaks stay where they are
