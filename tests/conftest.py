@@ -13,9 +13,16 @@ CACHE = TESTS.parent / ".cache" / "jax"
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# Tiny models take longer to compile than to run: XLA is told to hurry, and
-# what it made is kept for the next run and for sub-processes.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Tiny models take longer to compile than to run: XLA, of JAX and TensorFlow, is
+# told to hurry, and what it made is kept for the next run and sub-processes.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_use_fusion_emitters=false",
+    ]
+)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 

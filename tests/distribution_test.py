@@ -35,10 +35,10 @@ def recordings(tmp_path_factory):
 
 
 def start(*args, devices=1):
-    count = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, "-m", "tests.distributed_training", *args],
-        env={**os.environ, "XLA_FLAGS": count},
+        env={**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {flags}"},
         stderr=subprocess.PIPE,
         text=True,
     )

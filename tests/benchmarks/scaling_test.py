@@ -19,7 +19,7 @@ def test_the_papers_size_compiles_for_sixteen_devices(parts):
     flags = "--xla_force_host_platform_device_count=16"
     text = subprocess.run(
         [sys.executable, PATH, "--parts", *parts],
-        env={**os.environ, "XLA_FLAGS": flags},
+        env={**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {flags}"},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
