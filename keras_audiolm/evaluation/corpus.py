@@ -18,7 +18,7 @@ class Corpus:
     there is. Without one, all audio files are taken. Where a column lacks,
     the speaker is the folder that a file stands in, and the split the topmost
     folder, if that is called `train` or `held_out`; otherwise all files are
-    held out.
+    held out. Music, whose manifest has a column `piece`, has no speaker.
 
     Args:
         folder: path.
@@ -119,9 +119,10 @@ class Corpus:
 def _completed(row):
     path = pathlib.Path(row["path"])
     top = path.parts[0] if len(path.parts) > 1 else None
+    folder = None if row.get("piece") else str(path.parent)
     return {
         **row,
-        "speaker": row.get("speaker") or str(path.parent),
+        "speaker": row.get("speaker") or folder,
         "language": row.get("language") or None,
         "split": row.get("split") or (top if top in SPLITS else "held_out"),
     }

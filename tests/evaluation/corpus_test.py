@@ -33,6 +33,15 @@ def test_other_folders_are_held_out(tmp_path):
     assert [len(clip) for _, clip in corpus.long_enough(0.8)] == [8000]
 
 
+def test_music_has_no_speaker(tmp_path):
+    write(tmp_path / "held_out" / "sonata" / "1.wav")
+    (tmp_path / "manifest.csv").write_text(
+        "path,piece\nheld_out/sonata/1.wav,sonata\n"
+    )
+    (row,) = Corpus(tmp_path, 8000).split("held_out")
+    assert row["piece"] == "sonata" and row["speaker"] is None
+
+
 def test_the_manifest_goes_before_the_folders(tmp_path):
     write(tmp_path / "x" / "1.wav")
     write(tmp_path / "x" / "2.wav")
