@@ -51,6 +51,11 @@ BATCH_SIZES = {
     "fine_lm": 4,
     "parallel_decoder": 4,
 }
+# How it sounds best, by held-out prompts.
+SAMPLING = {
+    "acoustic_decoder": "parallel",
+    "temperature": {"semantic": 0.9, "coarse": 0.6},
+}
 
 
 def make_pipeline():
@@ -63,7 +68,7 @@ def make_pipeline():
     semantic = layout.semantic(CLUSTERS, RATES[0])
     fine = layout.fine(COARSE_LEVELS, LEVELS - COARSE_LEVELS, CODES, RATES[1])
     coarse = acoustic(COARSE_LEVELS)
-    return keras_audiolm.AudioLMPipeline(
+    pipeline = keras_audiolm.AudioLMPipeline(
         {
             "codec": keras_audiolm.SoundStream.from_preset(
                 "soundstream_voices"
@@ -80,6 +85,8 @@ def make_pipeline():
         },
         trained=["codec"],
     )
+    pipeline.sampling = SAMPLING
+    return pipeline
 
 
 if __name__ == "__main__":
