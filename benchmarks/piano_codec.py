@@ -1,7 +1,7 @@
 """What a codec does to music: to its pitches, its onsets and its loudness.
 
     python benchmarks/piano_codec.py corpora/piano/held_out \\
-        --preset training/piano_small --beams 1 4 16
+        --preset piano_small --beams 1 4 16
 
 codes and decodes seven seconds of every fourth recording. Printed are the
 distance of pitch classes to the original's (0 to 1; and that between two

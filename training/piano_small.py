@@ -8,6 +8,7 @@
     $train corpora/three_takes/train \\
         --parts semantic_lm coarse_lm parallel_decoder
     $train corpora/three_takes/train --polish 1000 --parts semantic_lm
+    $train corpora/three_takes/train --polish 500 --parts coarse_lm
     $train corpora/three_takes/train --polish 750 --parts parallel_decoder
     $train corpora/piano/train --parts detector
 
