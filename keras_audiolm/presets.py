@@ -275,13 +275,17 @@ def load_part(folder, part, load_weights=True, dtype=None):
         part: str.
         load_weights: bool.
         dtype: str, optional. A policy in the place of the preset's. The
-            codec, which is small, stays in float32.
+            codec and a trained tokenizer stay in float32: less would make
+            other tokens than those that the language models know.
 
     Raises:
         ValueError: on files that are missing or do not fit each other.
     """
     config = read_config(folder, part)
-    if dtype and part != "codec":
+    makes_tokens = part == "codec" or (
+        part == "semantic_tokenizer" and load_weights
+    )
+    if dtype and not makes_tokens:
         config = with_policy(config, dtype)
     class_name = _class_name(config).removeprefix("keras_audiolm>")
     modules = [importlib.import_module(name) for name in MODULES[class_name]]

@@ -153,6 +153,11 @@ def make_parser():
         metavar="STEPS",
         help="train finished language models on, at half the learning rate",
     )
+    parser.add_argument(
+        "--dtype",
+        help="a policy to train by: mixed_bfloat16 saves a third of the time "
+        "with PyTorch, on a CPU that has it",
+    )
     return parser
 
 
@@ -173,10 +178,10 @@ def run(make_pipeline, steps, batch_sizes, speed_range):
     epochs = {
         part: -(-steps[part] // STEPS_PER_EPOCH) for part in options.parts
     }
-    if (options.out / "metadata.json").is_file():
-        pipeline = keras_audiolm.AudioLMPipeline.from_preset(options.out)
-    else:
-        pipeline = make_pipeline()
+    if not (options.out / "metadata.json").is_file():
+        make_pipeline().save_to_preset(options.out, dtype="float16")
+    from_preset = keras_audiolm.AudioLMPipeline.from_preset
+    pipeline = from_preset(options.out, dtype=options.dtype)
     if "codec" in pipeline.trained_parts:
         for part in ACOUSTIC:
             if part in options.parts and part not in pipeline.trained_parts:
@@ -206,6 +211,10 @@ def run(make_pipeline, steps, batch_sizes, speed_range):
         verbose=2,
     )
     pipeline.save_to_preset(options.out, dtype="float16")
+    if options.dtype:
+        # Whoever loads it is not to inherit the policy of its training.
+        pipeline = from_preset(options.out, dtype="float32")
+        pipeline.save_to_preset(options.out, dtype="float16")
     if options.polish:
         # The next time, with other data, is not to be taken for done.
         shutil.rmtree(checkpoints)
