@@ -6,6 +6,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import zlib
 
 import keras
 import numpy as np
@@ -527,10 +528,12 @@ def fit_detector(pipeline, plan, folder):
 
     makers = [n for n in pipeline.trained_parts if n != "detector"]
     checksum = weights_checksum(*map(pipeline.part, makers))
+    sampling = zlib.crc32(repr(pipeline.sampling).encode())
     examples = detectors.make_examples(
         pipeline,
         plan.files,
-        folder / f"{checksum:08x}",
+        # What other weights or other settings made is another kind of sound.
+        folder / f"{checksum:08x}-{sampling:08x}",
         detectors.EXAMPLE_SECONDS,
         plan.seed,
     )

@@ -45,9 +45,11 @@ def make_detector(sample_rate, channels=CHANNELS):
 def make_examples(pipeline, files, folder, seconds, seed=0):
     """Real recordings through the codec, and continuations of such.
 
-    Without the codec its traces alone would tell both apart, in tokens nobody
-    made. Continuations are those of random crops; their prompts are left out.
-    Both are kept as FLAC files, and made only where they are not there yet.
+    Without the codec, and as many levels of it as are generated, its traces
+    alone would tell both apart, in tokens nobody made. Continuations are those
+    of random crops; their prompts are left out. Of a recording no more is taken
+    than a continuation lasts, so that both are of many recordings. Both are
+    kept as FLAC files, and made only where they are not there yet.
 
     Args:
         pipeline: `AudioLMPipeline`.
@@ -83,26 +85,35 @@ def make_examples(pipeline, files, folder, seconds, seed=0):
                 new = audio[-round(NEW_DURATION * pipeline.sample_rate) :]
                 save_audio(name, new, pipeline.sample_rate)
         synthetic += names
-    real = _real_examples(pipeline, files, folder / "real", seed, seconds)
+    real = _real_examples(pipeline, files, folder / "real", seconds, seed)
     return {"real": real, "synthetic": synthetic}
 
 
-def _real_examples(pipeline, files, folder, seed, seconds):
-    """Random whole recordings through the codec, `seconds` of them."""
-    order = np.random.default_rng(seed).permutation(len(files))
+def _real_examples(pipeline, files, folder, seconds, seed):
+    """Random stretches of recordings through the codec, `seconds` of them."""
+    rng = np.random.default_rng(seed)
+    longest = round(NEW_DURATION * pipeline.sample_rate)
     chosen, left = {}, seconds
-    for number in order:
-        if left <= 0:
-            break
-        try:
-            # Shorter ones hold no window.
-            clip = load_audible(files[number], pipeline.sample_rate, 1.0)
-        except AudioFileError:
-            continue
-        left -= len(clip) / pipeline.sample_rate
-        chosen[folder / f"{number}.flac"] = clip
+    while left > 0:
+        before = len(chosen)
+        for number in rng.permutation(len(files)):
+            if left <= 0:
+                break
+            try:
+                # Shorter ones hold no window.
+                clip = load_audible(files[number], pipeline.sample_rate, 1.0)
+            except AudioFileError:
+                continue
+            start = rng.integers(max(len(clip) - longest, 0) + 1)
+            clip = clip[start : start + longest]
+            left -= len(clip) / pipeline.sample_rate
+            chosen[folder / f"{number}-{start}.flac"] = clip
+        if len(chosen) == before:
+            break  # all of them are taken
     missing = {k: v for k, v in chosen.items() if not k.is_file()}
-    made = reconstruct(pipeline.codec, list(missing.values()))
+    made = reconstruct(
+        pipeline.codec, list(missing.values()), pipeline.generated_levels
+    )
     for name, clip in zip(missing, made, strict=True):
         save_audio(name, clip, pipeline.sample_rate)
     if not chosen:
@@ -218,10 +229,10 @@ def synthetic_probability(detector, audio):
 
 
 def detection_figures(real, synthetic):
-    """Scores of real and synthetic windows as figures.
+    """Scores of what is real and what is synthetic as figures.
 
     Args:
-        real, synthetic: `(windows,)` float, the higher the likelier synthetic.
+        real, synthetic: `(count,)` float, the higher the likelier synthetic.
 
     Returns:
         Dictionary: `balanced_accuracy` at 0.5, `area_under_roc`,
@@ -235,7 +246,7 @@ def detection_figures(real, synthetic):
 
     if not len(real) or not len(synthetic):
         raise ValueError(
-            "Detection needs windows of both kinds. Received: "
+            "Detection needs sounds of both kinds. Received: "
             f"{len(real)} real and {len(synthetic)} synthetic"
         )
     scores = np.concatenate([real, synthetic])
@@ -258,14 +269,20 @@ def detection_figures(real, synthetic):
 def detection_by_degradation(detector, real, synthetic):
     """`detection_figures` of clips as they are, and after what they meet.
 
+    A clip's score is the mean of those of its windows, as in the paper.
+
     Args:
         detector: `AudioClassifier`.
         real: list of `(samples,)`, recordings through the codec.
         synthetic: list of `(samples,)`, what was made, without prompts.
 
     Returns:
-        Dictionary by degradation, `"nothing"` first. `skipped` counts clips
-        shorter than a window.
+        Dictionary by degradation, `"nothing"` first, of the figures of clips,
+        and in `windows` those of their windows. `skipped` counts clips shorter
+        than a window.
+
+    Reference:
+     - [AudioLM, sections IV-D and IV-H](https://arxiv.org/abs/2209.03143)
     """
     samples = round(detector.window_duration * detector.sample_rate)
     sets = [
@@ -289,8 +306,10 @@ def detection_by_degradation(detector, real, synthetic):
                 f"({detector.window_duration:g} s) or more. Received: "
                 f"{len(sets[0])} real and {len(sets[1])} synthetic"
             )
+        of_clips = [[one.mean() for one in kind] for kind in scores]
         result[name] = {
-            **detection_figures(*map(np.concatenate, scores)),
+            **detection_figures(*of_clips),
+            "windows": detection_figures(*map(np.concatenate, scores)),
             "skipped": skipped,
         }
     return result

@@ -18,7 +18,7 @@ TITLES = {
     "continuation": "Continuations",
     "music": "Music",
     "resynthesis": "Resynthesis: the words stay, the voice is drawn anew",
-    "detector": "The detector of synthetic audio, windows of a second",
+    "detector": "The detector of synthetic audio",
 }
 
 

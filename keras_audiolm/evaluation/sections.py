@@ -521,9 +521,14 @@ class Evaluation:
                 "train FOLDER --parts detector"
             )
         made = self.continuations.audio
+        # Through as many levels as are generated, which would else tell.
+        levels = self.pipeline.generated_levels
+        real = self.reconstructed
+        if levels < self.pipeline.codec.num_quantizers:
+            real = reconstruct(self.pipeline.codec, self.corpus.clips, levels)
         return detectors.detection_by_degradation(
             self.pipeline.detector,
-            self.reconstructed,
+            real,
             list(made.reshape(-1, made.shape[-1])),
         )
 

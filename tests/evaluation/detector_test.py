@@ -106,10 +106,23 @@ def test_every_degradation_is_measured():
     for figures in (found["nothing"], found["noise at 20 dB"]):
         assert figures["balanced_accuracy"] == 1.0
         assert figures["equal_error_rate"] == 0.0
-        assert (figures["real"], figures["synthetic"]) == (3, 4)
+        assert (figures["real"], figures["synthetic"]) == (1, 2)
+        windows = figures["windows"]
+        assert (windows["real"], windows["synthetic"]) == (3, 4)
         assert figures["skipped"] == 1
     with pytest.raises(ValueError, match="1 real and 0 synthetic"):
         detection_by_degradation(Loud(), [quiet], [loud[:100]])
+
+
+def test_a_clip_is_what_most_of_it_sounds_like():
+    """The mean of its windows decides, not each of them."""
+    quiet, loud = np.full(4 * RATE, 0.1, "float32"), np.full(RATE, 0.9)
+    mostly_quiet = np.concatenate([quiet, loud]).astype("float32")
+    mostly_loud = 1.0 - mostly_quiet
+    found = detection_by_degradation(Loud(), [mostly_quiet], [mostly_loud])
+    found = found["nothing"]
+    assert found["balanced_accuracy"] == 1.0
+    assert 0.5 < found["windows"]["balanced_accuracy"] < 1.0
 
 
 def test_other_classifiers_are_no_detectors():
@@ -147,8 +160,12 @@ def test_examples_are_made_once(recordings, tmp_path, few_examples):
     pipeline = tiny_pipeline()
     files = sorted(recordings.glob("*.wav"))
     made = make_examples(pipeline, files, tmp_path, seconds=3.0)
-    # The one shorter than a window is left out.
-    assert {p.stem for p in made["real"]} <= {"0", "1"}
+    # The one shorter than a window is left out, and of the others no more is
+    # taken at once than a continuation lasts.
+    assert {p.stem.split("-")[0] for p in made["real"]} == {"0", "1"}
+    for path in made["real"]:
+        sound, rate = soundfile.read(path)
+        assert len(sound) == 1.5 * SAMPLE_RATE
     assert len(made["synthetic"]) == 2
     sound, rate = soundfile.read(made["synthetic"][0])
     assert (len(sound), rate) == (1.5 * SAMPLE_RATE, SAMPLE_RATE)
@@ -161,6 +178,25 @@ def test_examples_are_made_once(recordings, tmp_path, few_examples):
         make_examples(
             pipeline, [recordings / "short.wav"], tmp_path, seconds=3.0
         )
+
+
+def test_what_is_real_has_the_levels_that_are_generated(
+    recordings, tmp_path, few_examples, monkeypatch
+):
+    pipeline = tiny_pipeline()
+    asked = []
+
+    def reconstruct(codec, clips, levels):
+        asked.append(levels)
+        return clips
+
+    monkeypatch.setattr(detectors, "reconstruct", reconstruct)
+    files = sorted(recordings.glob("*.wav"))
+    for decoder in ("cascade", "coarse"):
+        pipeline.sampling = {"acoustic_decoder": decoder}
+        make_examples(pipeline, files, tmp_path / decoder, seconds=3.0)
+    coarse = pipeline.coarse_lm.layout.predicted.levels
+    assert asked == [pipeline.codec.num_quantizers, coarse]
 
 
 # === As a part of a pipeline ===
