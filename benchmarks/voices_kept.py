@@ -122,7 +122,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("corpus", help="with manifest.csv")
     parser.add_argument("--preset", required=True)
-    parser.add_argument("--acoustic-decoder", choices=["cascade", "parallel"])
+    parser.add_argument(
+        "--acoustic-decoder", choices=["cascade", "coarse", "parallel"]
+    )
     parser.add_argument("--prompt-duration", type=float, default=3.0)
     parser.add_argument("--duration", type=float, default=7.0)
     options = parser.parse_args()

@@ -138,7 +138,7 @@ free = pipeline.generate(
     prompt,
     duration=DURATION,
     batch_size=3,
-    temperature={"semantic": 1.2, "coarse": 0.3},
+    temperature={"semantic": 1.2, "parallel": 0.3},
     seed=0,
 )  # (3, samples)
 for i, audio in enumerate(free, start=1):

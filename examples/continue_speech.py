@@ -109,8 +109,8 @@ every time.
 Each stage samples with a temperature. The defaults are what the preset keeps,
 `pipeline.sampling`, and otherwise the paper's: 0.6 for the semantic stage, 0.8
 for the coarse and 0.6 for the fine one. A higher semantic temperature makes it
-wander in what it says; a higher coarse one, which is that of the parallel
-decoder, too, makes it less steady in how it sounds. `top_k` and `top_p` cut off
+wander in what it says; a higher one of what makes the acoustic tokens, the
+parallel decoder or the coarse stage, makes it less steady in how it sounds. `top_k` and `top_p` cut off
 the unlikely tokens.
 """
 
@@ -120,7 +120,7 @@ bold = pipeline.generate(
     prompt,
     duration=DURATION,
     batch_size=3,
-    temperature={"semantic": 1.1, "coarse": 1.0, "fine": 0.8},
+    temperature={"semantic": 1.1, "parallel": 1.0},
     top_p=0.95,
     seed=0,
 )  # (3, samples)

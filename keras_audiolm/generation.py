@@ -20,11 +20,20 @@ from keras_audiolm.language_model.sampling import Sampling
 
 Tokens = namedtuple("Tokens", ["semantic", "acoustic"])
 
-# The paper's, section IV-B.
-TEMPERATURES = {"semantic": 0.6, "coarse": 0.8, "fine": 0.6}
+# What makes acoustic tokens, and the parts of a pipeline that it takes by
+# stage. A fine stage that is not there is left out.
+ACOUSTIC_DECODERS = {
+    "cascade": {"coarse": "coarse_lm", "fine": "fine_lm"},
+    "coarse": {"coarse": "coarse_lm"},
+    "parallel": {"parallel": "parallel_decoder"},
+}
+
+# The paper's, section IV-B. The parallel decoder is a coarse stage of all
+# levels.
+TEMPERATURES = {"semantic": 0.6, "coarse": 0.8, "fine": 0.6, "parallel": 0.8}
 # Seconds that a window shares with what stands before it. Chunks of the fine
 # stage share nothing, so that they run as one batch.
-OVERLAPS = {"semantic": 3.0, "coarse": 3.0, "fine": 0.0}
+OVERLAPS = {"semantic": 3.0, "coarse": 3.0, "fine": 0.0, "parallel": 3.0}
 
 
 def one_a_stage(name, value):
@@ -79,12 +88,30 @@ def by_stage(settings, defaults=()):
     return stages
 
 
+def check_stages(settings, stages):
+    """Raises `ValueError` on settings for a stage that has no part in it.
+
+    Args:
+        settings: as of `by_stage`.
+        stages: the names of those that have.
+    """
+    for name, value in settings.items():
+        given = value if isinstance(value, dict) else ()
+        for stage in TEMPERATURES:
+            if stage in given and stage not in stages:
+                raise ValueError(
+                    f"`{name}` is given for the stage {stage!r}, which has no "
+                    f"part in this: the stages are {', '.join(stages)}. Give "
+                    "it for these, or choose another `acoustic_decoder`."
+                )
+
+
 def check_decoder(name):
     """Raises `ValueError` if there is no such acoustic decoder."""
-    if name not in ("cascade", "parallel"):
+    if name not in ACOUSTIC_DECODERS:
         raise ValueError(
-            "`acoustic_decoder` must be 'cascade' or 'parallel'. "
-            f"Received: {name!r}"
+            "`acoustic_decoder` must be one of "
+            f"{', '.join(map(repr, ACOUSTIC_DECODERS))}. Received: {name!r}"
         )
 
 
@@ -99,8 +126,9 @@ class Cascade:
     """Samples the tokens of a stretch of time, stage by stage.
 
     Args:
-        semantic_lm, coarse_lm, fine_lm: the `StageLM`s; `fine_lm` may be
-            `None`.
+        stages: dictionary of the models by stage: `"semantic"`, `"coarse"`
+            and maybe `"fine"`, or `"semantic"` and `"parallel"`, which is
+            a coarse stage of all levels.
         unit: `(semantic frames, acoustic frames)` of a unit.
         unit_duration: float. Seconds of a unit.
         sampling: dictionary by stage of dictionaries of what
@@ -124,9 +152,7 @@ class Cascade:
 
     def __init__(
         self,
-        semantic_lm,
-        coarse_lm,
-        fine_lm,
+        stages,
         unit,
         unit_duration,
         sampling,
@@ -134,15 +160,10 @@ class Cascade:
         seed=None,
         stop_at_end=False,
     ):
-        self.semantic_lm = semantic_lm
-        self.coarse_lm = coarse_lm
-        self.fine_lm = fine_lm
+        self.stages = stages
+        self.coarse = "parallel" if "parallel" in stages else "coarse"
         self.unit = unit
         self.unit_duration = unit_duration
-        models = zip(
-            TEMPERATURES, (semantic_lm, coarse_lm, fine_lm), strict=True
-        )
-        self.stages = {name: lm for name, lm in models if lm is not None}
         if stop_at_end:
             semantic = {**sampling["semantic"], "may_end": True}
             sampling = {**sampling, "semantic": semantic}
@@ -157,6 +178,15 @@ class Cascade:
         self.draws = 0
         self.log_likelihood = 0.0
         self.ends = np.zeros(0)
+
+    @property
+    def levels(self):
+        """Levels of the codec that it fills in, from the first on."""
+        return sum(
+            lm.layout.predicted.levels
+            for stage, lm in self.stages.items()
+            if stage != "semantic"
+        )
 
     def continuation(self, prompt, units):
         """What follows a prompt, a window of the coarse stage at a time.
@@ -176,29 +206,30 @@ class Cascade:
             and the others mean nothing.
         """
         self.ends = np.full(len(prompt.semantic), math.inf)
-        levels = self.coarse_lm.layout.predicted.levels
+        layout = self.stages[self.coarse].layout
+        levels = layout.predicted.levels
         semantic = Track(prompt.semantic[..., None], self.unit[0])
         coarse = Track(prompt.acoustic[..., :levels], self.unit[1])
         fine = Track(prompt.acoustic[..., levels:], self.unit[1])
         while coarse.end < units:
             known = coarse.end
-            start, stop = self.window("coarse", known, units)
+            start, stop = self.window(self.coarse, known, units)
             while semantic.end < stop:
                 self.progress("semantic tokens")
                 self._say(semantic, units)
                 units = min(units, self.ends.max())
                 units = units if units == math.inf else math.ceil(units)
-                start, stop = self.window("coarse", known, units)
+                start, stop = self.window(self.coarse, known, units)
             if stop <= known:
                 return
             self.progress("coarse acoustic tokens")
             said = semantic.between(start, stop)
-            if self.coarse_lm.layout.segments[0].deduplicated:
+            if layout.segments[0].deduplicated:
                 said = without_repeats(said)
             told = {"semantic": from_start(said)}
-            self._extend("coarse", coarse, start, stop, told)
+            self._extend(self.coarse, coarse, start, stop, told)
             tracks = [coarse]
-            if self.fine_lm is not None:
+            if "fine" in self.stages:
                 self.progress("fine acoustic tokens")
                 self._refine(coarse, fine, units)
                 tracks.append(fine)
@@ -213,9 +244,9 @@ class Cascade:
                 for stage in self.stages
             }
             fine.forget(starts.get("fine", stop))
-            coarse.forget(min(starts["coarse"], starts.get("fine", stop)))
+            coarse.forget(min(starts[self.coarse], starts.get("fine", stop)))
             again = self.window("semantic", semantic.end, units)[0]
-            semantic.forget(min(starts["coarse"], again))
+            semantic.forget(min(starts[self.coarse], again))
 
     def _window_units(self, stage):
         duration = self.stages[stage].crop_duration
@@ -263,7 +294,7 @@ class Cascade:
         The tokens of a de-duplicated stage are taken to last as long as each
         other, which is how long they do in its corpus: `Track`s are of frames.
         """
-        lm, known = self.semantic_lm, track.end
+        lm, known = self.stages["semantic"], track.end
         segment = lm.layout.predicted
         start, stop = self.window("semantic", known, units)
         over = self.ends < math.inf
@@ -316,7 +347,7 @@ class Cascade:
         Returns:
             `(batch, frames, fine levels)` int32.
         """
-        lm = self.fine_lm
+        lm = self.stages["fine"]
         chunk = lm.layout.predicted.frames_in(lm.crop_duration)
         batch, frames, levels = coarse.shape
         chunks = math.ceil(frames / chunk)

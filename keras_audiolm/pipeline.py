@@ -15,11 +15,13 @@ from keras_audiolm import presets, training
 from keras_audiolm.data.audio import check_audio, load_audio
 from keras_audiolm.data.spooled import windows_of
 from keras_audiolm.generation import (
+    ACOUSTIC_DECODERS,
     Cascade,
     Player,
     Tokens,
     by_stage,
     check_decoder,
+    check_stages,
     split_decoder,
 )
 from keras_audiolm.language_model.layout import PADDING
@@ -93,7 +95,8 @@ class AudioLMPipeline:
                 otherwise the pipeline has the preset's sizes and is
                 untrained.
             dtype: str, optional. A dtype policy in the place of the preset's,
-                like `"mixed_bfloat16"`. The codec stays in float32.
+                like `"mixed_bfloat16"`. The codec and a trained tokenizer
+                keep theirs, and so their tokens.
 
         Raises:
             ValueError: if there is no such preset or its files do not fit.
@@ -229,6 +232,17 @@ class AudioLMPipeline:
         check_decoder(decoder)
         by_stage(others)
         self._sampling = copy.deepcopy(settings)
+
+    @property
+    def generated_levels(self):
+        """Levels of the codec, from the first on, that `generate` makes where
+        it is not told otherwise."""
+        stages = self._stages(split_decoder(self._sampling)[0])
+        return sum(
+            self.part(name).layout.predicted.levels
+            for stage, name in stages.items()
+            if stage != "semantic"
+        )
 
     @property
     def codec(self):
@@ -646,15 +660,16 @@ class AudioLMPipeline:
             scorer: callable of a candidate's audio `(samples,)` and `Tokens`
                 that gives a number, the higher the better. By default the
                 language models' own likelihood.
-            acoustic_decoder: `"cascade"`, the coarse and the fine stage, or
-                `"parallel"`, the parallel decoder, whose sampling settings
-                and overlap are those of the coarse stage. Defaults to what
-                `sampling` says, and to `"cascade"` otherwise.
+            acoustic_decoder: `"cascade"`, the coarse and the fine stage;
+                `"coarse"`, the coarse stage alone, whose levels are then all
+                that is decoded; or `"parallel"`, the parallel decoder, a
+                stage that stands in for both. Defaults to what `sampling`
+                says, and to `"cascade"` otherwise.
             overlap: float, or a dictionary by stage. Seconds of what is known
                 that a stage hears before it goes on, where a window of it
-                does not hold the whole. Defaults to 3 of the semantic and the
-                coarse stage (half a window where that is less), and to 0 of
-                the fine one, whose chunks then run as one batch.
+                does not hold the whole. Defaults to 3 (half a window where
+                that is less), and to 0 of the fine stage, whose chunks then
+                run as one batch.
             stop: `"duration"`, or `"eos"` to end each row where the semantic
                 stage says that a recording is over, after `duration` at the
                 latest. Its layout must have an end: see `TokenLayout`.
@@ -662,9 +677,10 @@ class AudioLMPipeline:
             verbose: bool. Whether to show progress.
             **sampling: `temperature`, `top_k`, `top_p` and
                 `repetition_penalty`, each one number for all stages, or a
-                dictionary by stage (`"semantic"`, `"coarse"`, `"fine"`).
-                Default to what `sampling` says, and temperatures to the
-                paper's 0.6, 0.8 and 0.6 otherwise.
+                dictionary by stage (`"semantic"`, `"coarse"`, `"fine"`,
+                `"parallel"`). Default to what `sampling` says, and
+                temperatures to the paper's 0.6, 0.8 and 0.6 otherwise (and
+                0.8 of the parallel decoder).
 
         Returns:
             Float32 audio: the prompt, followed by exactly `duration` new
@@ -677,8 +693,9 @@ class AudioLMPipeline:
 
         Raises:
             ValueError: on unusable audio, a duration of zero or less, an
-                overlap that leaves no room in a window, untrained parts, or
-                `stop="eos"` where the semantic stage knows no end.
+                overlap that leaves no room in a window, settings of a stage
+                that has no part in it, untrained parts, or `stop="eos"` where
+                the semantic stage knows no end.
         """
         acoustic_decoder = self._choose_decoder(acoustic_decoder, "Generating")
         if stop == "eos" and num_candidates > 1 and scorer is None:
@@ -832,7 +849,7 @@ class AudioLMPipeline:
             )
         samples = duration * self.sample_rate
         samples = samples if samples == math.inf else round(samples)
-        known = self._prompt_tokens(clips)
+        known = self._prompt_tokens(clips, cascade.levels)
         yield known
         yield from self._play(cascade, known, samples, verbose)
 
@@ -878,8 +895,9 @@ class AudioLMPipeline:
         left = np.round((cascade.ends - known) * self.unit_samples)
         return np.minimum(left, most)
 
-    def _prompt_tokens(self, clips):
+    def _prompt_tokens(self, clips, levels):
         """`Tokens` of whole units that end together, -1 before the shorter.
+        Of the acoustic ones, the first `levels`.
 
         What is over is cut off where a prompt begins, so that what is new
         follows at once, and before the prompt is tokenized, so that its
@@ -889,11 +907,7 @@ class AudioLMPipeline:
         known = [len(clip) // self.unit_samples for clip in clips]
         longest = max(known)
         semantic = np.full((len(clips), longest * s), PADDING, "int32")
-        acoustic = np.full(
-            (len(clips), longest * a, self.codec.num_quantizers),
-            PADDING,
-            "int32",
-        )
+        acoustic = np.full((len(clips), longest * a, levels), PADDING, "int32")
         for count in sorted(set(known) - {0}):
             rows = [row for row, units in enumerate(known) if units == count]
             samples = count * self.unit_samples
@@ -901,7 +915,8 @@ class AudioLMPipeline:
                 np.stack([clips[row][-samples:] for row in rows])
             )
             semantic[rows, (longest - count) * s :] = tokens.semantic
-            acoustic[rows, (longest - count) * a :] = tokens.acoustic
+            new = tokens.acoustic[..., :levels]
+            acoustic[rows, (longest - count) * a :] = new
         return Tokens(semantic, acoustic)
 
     def resynthesize(
@@ -934,9 +949,9 @@ class AudioLMPipeline:
         padding = units * self.unit_samples - audio.shape[1]
         padded = np.pad(audio, [(0, 0), (0, padding)])
         semantic = self._semantic_tokens(padded, [audio.shape[1]] * len(audio))
-        nothing = np.zeros((len(audio), 0, self.codec.num_quantizers), "int32")
-        known = Tokens(semantic, nothing)
         cascade = self._cascade(sampling, seed, acoustic_decoder, overlap)
+        nothing = np.zeros((len(audio), 0, cascade.levels), "int32")
+        known = Tokens(semantic, nothing)
         pieces = self._play(cascade, known, audio.shape[1], verbose)
         made = np.concatenate([chunk for chunk, _ in pieces], axis=1)
         return made if batched else made[0]
@@ -973,35 +988,39 @@ class AudioLMPipeline:
         if acoustic_decoder is None:
             acoustic_decoder = split_decoder(self._sampling)[0]
         check_decoder(acoustic_decoder)
-        left_out = ["parallel_decoder", "detector"]
-        if acoustic_decoder == "parallel":
-            if "parallel_decoder" not in self._parts:
-                raise ValueError(
-                    "This pipeline has no parallel decoder. Add one with "
-                    "pipeline.add_part('parallel_decoder', ...) and train it, "
-                    "or generate with acoustic_decoder='cascade'."
-                )
-            left_out = ["coarse_lm", "fine_lm", "detector"]
-        self._require(
-            [n for n in self.part_names if n not in left_out], purpose
-        )
+        needed = ACOUSTIC_DECODERS[acoustic_decoder].values()
+        if "parallel_decoder" in needed and (
+            "parallel_decoder" not in self._parts
+        ):
+            raise ValueError(
+                "This pipeline has no parallel decoder. Add one with "
+                "pipeline.add_part('parallel_decoder', ...) and train it, "
+                "or generate with acoustic_decoder='cascade'."
+            )
+        others = {"coarse_lm", "fine_lm", "parallel_decoder", "detector"}
+        others -= set(needed)
+        self._require([n for n in self.part_names if n not in others], purpose)
         return acoustic_decoder
+
+    def _stages(self, acoustic_decoder):
+        """Names of the parts by stage."""
+        names = ACOUSTIC_DECODERS[acoustic_decoder]
+        return {
+            stage: name
+            for stage, name in {"semantic": "semantic_lm", **names}.items()
+            if name in self._parts
+        }
 
     def _cascade(
         self, sampling, seed, acoustic_decoder, overlap, stop="duration"
     ):
-        names = ["semantic_lm", "coarse_lm", "fine_lm"]
-        if acoustic_decoder == "parallel":
-            # It is a coarse stage of all levels.
-            names = ["semantic_lm", "parallel_decoder"]
-        names = [name for name in names if name in self._parts]
-        for name in names:
+        names = self._stages(acoustic_decoder)
+        for name in names.values():
             self._check_language_model(name)
-        models = [self.part(name) for name in names]
-        self._check_semantic_tokens(names[1], stop)
+        check_stages({**sampling, "overlap": overlap}, names)
+        self._check_semantic_tokens([*names.values()][1], stop)
         return Cascade(
-            *models,
-            *[None] * (3 - len(models)),
+            {stage: self.part(name) for stage, name in names.items()},
             self.unit,
             self.unit_samples / self.sample_rate,
             by_stage(sampling, split_decoder(self._sampling)[1]),

@@ -50,10 +50,13 @@ class FakeLM:
 
 
 def cascade_of(durations=(10.0, 10.0, 10.0), seed=0, fine=True, overlap=None):
-    lms = list(map(FakeLM, LAYOUTS, durations))
+    lms = {
+        name: FakeLM(name, d)
+        for name, d in zip(LAYOUTS, durations, strict=True)
+    }
     if not fine:
-        lms[2] = None
-    return Cascade(*lms, UNIT, UNIT_DURATION, by_stage({}), overlap, seed)
+        del lms["fine"]
+    return Cascade(lms, UNIT, UNIT_DURATION, by_stage({}), overlap, seed)
 
 
 def prompt_of(batch, units, semantic_units=None):
@@ -161,7 +164,7 @@ def test_with_an_overlap_each_fine_chunk_goes_on_from_the_last(
     cascade = cascade_of(durations, overlap={"fine": overlap})
     prompt, units, done = prompt_of(batch, known), known + 29, known
     result = continued(cascade, prompt, units)
-    for codes, frames, _ in cascade.fine_lm.calls:
+    for codes, frames, _ in cascade.stages["fine"].calls:
         start = max(0, done - round(overlap / UNIT_DURATION))
         assert 0 < frames <= 2 * durations[2] / UNIT_DURATION
         np.testing.assert_array_equal(
@@ -195,14 +198,13 @@ def test_pieces_come_as_soon_as_they_exist():
     pieces = cascade.continuation(prompt_of(1, 6), math.inf)
     first = next(pieces)
     assert first.acoustic.shape == (1, 2 * 14, 5)
-    lms = (cascade.semantic_lm, cascade.coarse_lm, cascade.fine_lm)
-    assert [len(lm.calls) for lm in lms] == [1, 1, 1]
+    assert [len(lm.calls) for lm in cascade.stages.values()] == [1, 1, 1]
     # One window of the first stage is good for several of the second.
     for _ in range(2):
         assert next(pieces).acoustic.shape == (1, 2 * 14, 5)
-    assert [len(lm.calls) for lm in lms] == [1, 3, 3]
+    assert [len(lm.calls) for lm in cascade.stages.values()] == [1, 3, 3]
     next(pieces)
-    assert len(cascade.semantic_lm.calls) == 2
+    assert len(cascade.stages["semantic"].calls) == 2
 
 
 @pytest.mark.parametrize("overlap", [None, 0, 2.5])
@@ -220,14 +222,14 @@ def test_what_was_is_forgotten(monkeypatch, overlap):
     for _ in itertools.islice(pieces, 60):
         pass
     assert len(held) > 100 and max(held) <= 60 + 6
-    assert cascade.coarse_lm.calls[-1][0]["semantic"].shape == (1, 20, 1)
+    assert cascade.stages["coarse"].calls[-1][0]["semantic"].shape == (1, 20, 1)
 
 
 def test_semantic_tokens_that_are_known_stay():
     cascade = cascade_of((10.0, 4.0, 3.0))
     prompt = prompt_of(2, 0, semantic_units=30)
     pieces = list(cascade.continuation(prompt, 30))
-    assert not cascade.semantic_lm.calls
+    assert not cascade.stages["semantic"].calls
     made = np.concatenate([piece.semantic for piece in pieces], axis=1)
     np.testing.assert_array_equal(made, prompt.semantic)
 
@@ -242,7 +244,7 @@ def test_without_a_fine_stage_all_levels_are_coarse():
 @pytest.mark.parametrize("units", [1, 5, 6, 7, 12, 20])
 def test_fine_chunks_run_as_one_batch_and_come_back_in_order(units):
     cascade = cascade_of((10.0, 10.0, 3.0))  # chunks of 12 frames
-    lm, frames = cascade.fine_lm, 2 * units
+    lm, frames = cascade.stages["fine"], 2 * units
     (piece,) = cascade.continuation(prompt_of(3, 0), units)
     coarse, fine = np.split(piece.acoustic, [3], axis=-1)
     ((codes, num_frames, _),) = lm.calls
@@ -262,9 +264,11 @@ def test_fine_chunks_run_as_one_batch_and_come_back_in_order(units):
 def test_the_likelihood_is_that_of_all_calls():
     cascade = cascade_of((10.0, 4.0, 3.0))
     continued(cascade, prompt_of(2, 3), 30)
-    calls = len(cascade.semantic_lm.calls) + len(cascade.coarse_lm.calls)
+    calls = sum(
+        len(cascade.stages[stage].calls) for stage in ("semantic", "coarse")
+    )
     expected = -np.array([1.0, 2.0]) * calls
-    for codes, _, _ in cascade.fine_lm.calls:
+    for codes, _, _ in cascade.stages["fine"].calls:
         # The chunks of a row are rows of a call.
         rows = np.arange(1.0, len(codes["coarse"]) + 1)
         expected -= rows.reshape(2, -1).sum(axis=1)
@@ -277,7 +281,7 @@ def test_every_draw_has_a_seed_of_its_own():
         continued(cascade, prompt_of(1, 3), 57)
         return [
             sampling["seed"]
-            for lm in (cascade.semantic_lm, cascade.coarse_lm, cascade.fine_lm)
+            for lm in cascade.stages.values()
             for _, _, sampling in lm.calls
         ]
 
@@ -293,11 +297,7 @@ def test_each_stage_samples_with_settings_of_its_own():
     cascade = cascade_of()
     cascade.progress = said.append
     list(cascade.continuation(prompt_of(1, 0), 4))
-    for stage, lm in zip(
-        TEMPERATURES,
-        (cascade.semantic_lm, cascade.coarse_lm, cascade.fine_lm),
-        strict=True,
-    ):
+    for stage, lm in cascade.stages.items():
         ((_, _, sampling),) = lm.calls
         assert sampling["temperature"] == TEMPERATURES[stage]
     assert said == [
@@ -331,17 +331,18 @@ class EndingLM(FakeLM):
 
 
 def ending_cascade(ends, durations, deduplicated=False, overlap=None):
-    lms = [
-        EndingLM(ends, durations[0], deduplicated),
-        *map(FakeLM, ["coarse", "fine"], durations[1:]),
-    ]
+    lms = {
+        "semantic": EndingLM(ends, durations[0], deduplicated),
+        "coarse": FakeLM("coarse", durations[1]),
+        "fine": FakeLM("fine", durations[2]),
+    }
     if deduplicated:
         layout = TokenLayout.coarse(
             10**9, 3, 10**9, 2.0, 4.0, deduplicated=True
         )
-        lms[1].layout = layout
+        lms["coarse"].layout = layout
     settings = by_stage({})
-    return Cascade(*lms, UNIT, UNIT_DURATION, settings, overlap, 0, True)
+    return Cascade(lms, UNIT, UNIT_DURATION, settings, overlap, 0, True)
 
 
 @pytest.mark.parametrize(
@@ -361,7 +362,7 @@ def test_it_is_over_when_the_last_row_is(durations, known, ends, overlap):
         assert (result.semantic[row, end:] == -1).all()
         assert cascade.ends[row] == (end if end < units else math.inf)
     # Nobody is asked for more once all is said.
-    last = cascade.semantic_lm
+    last = cascade.stages["semantic"]
     size = max(round(durations[0] / UNIT_DURATION), 2)
     assert last.done <= min(max(ends), 50) + size
 
@@ -371,13 +372,13 @@ def test_runs_of_a_token_are_told_and_asked_for_once():
     prompt = prompt_of(1, 6)
     prompt.semantic[:] = [[5, 5, 5, 7, 7, 5]]
     result = continued(cascade, prompt, 20)
-    ((codes, length, _),) = cascade.semantic_lm.calls
+    ((codes, length, _),) = cascade.stages["semantic"].calls
     np.testing.assert_array_equal(codes["semantic"][..., 0], [[5, 7, 5]])
     # Fourteen frames, two a token.
     assert length == 3 + 7
     new = result.semantic[0, 6:]
     np.testing.assert_array_equal(new, np.repeat(new[::2], 2))
-    ((codes, frames, _),) = cascade.coarse_lm.calls
+    ((codes, frames, _),) = cascade.stages["coarse"].calls
     assert frames == 40
     np.testing.assert_array_equal(
         codes["semantic"][0, :, 0], [5, 7, 5, *new[::2]]
@@ -463,13 +464,13 @@ def test_what_is_held_back_comes_at_the_end(codec):
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        (None, (0.6, 0.8, 0.6)),
-        (0.3, (0.3, 0.3, 0.3)),
-        (0, (0, 0, 0)),
-        ({}, (0.6, 0.8, 0.6)),
-        ({"coarse": 0}, (0.6, 0, 0.6)),
-        ({"fine": 2, "semantic": 1}, (1, 0.8, 2)),
-        ({"fine": None, "semantic": 1}, (1, 0.8, 0.6)),
+        (None, (0.6, 0.8, 0.6, 0.8)),
+        (0.3, (0.3, 0.3, 0.3, 0.3)),
+        (0, (0, 0, 0, 0)),
+        ({}, (0.6, 0.8, 0.6, 0.8)),
+        ({"coarse": 0}, (0.6, 0, 0.6, 0.8)),
+        ({"parallel": 2, "semantic": 1}, (1, 0.8, 0.6, 2)),
+        ({"fine": None, "semantic": 1}, (1, 0.8, 0.6, 0.8)),
     ],
 )
 def test_one_number_or_some_stages(value, expected):

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import soundfile
+from keras import ops
 
 from keras_audiolm import (
     AudioLMPipeline,
@@ -595,6 +596,17 @@ def test_the_parallel_decoder_trains_generates_and_is_kept(
     assert tokens.acoustic.shape == (70, 3)
     long = list(pipeline.stream(**{**settings, "duration": 2.5}))
     assert sum(map(len, long)) == 40000 and len(long) > 2
+    # It is a stage with settings of its own.
+    cold = {"semantic": 0, "parallel": 0}
+    alike = pipeline.generate(**settings, temperature=cold)
+    pipeline.sampling = {"acoustic_decoder": "parallel", "temperature": cold}
+    np.testing.assert_array_equal(pipeline.generate(duration=0.4), alike)
+    with pytest.raises(ValueError, match="'coarse'.*semantic, parallel"):
+        pipeline.generate(duration=0.4, temperature={"coarse": 0.5})
+    with pytest.raises(ValueError, match="'parallel'.*semantic, coarse, fine"):
+        pipeline.generate(
+            duration=0.4, acoustic_decoder="cascade", overlap={"parallel": 0.1}
+        )
     pipeline.sampling = {"acoustic_decoder": "parallel"}
     made = pipeline.resynthesize(noise(12345), seed=0)
     assert made.shape == (12345,)
@@ -632,10 +644,35 @@ def test_another_codec_leaves_no_stage_trained():
     assert pipeline.trained_parts == ["semantic_tokenizer", "semantic_lm"]
 
 
-def test_the_way_to_acoustic_tokens_is_one_of_two(pipeline):
-    with pytest.raises(ValueError, match="'cascade' or 'parallel'.*'both'"):
+def test_the_coarse_stage_alone():
+    """Its levels are all that is made, of the same tokens as in the cascade."""
+    pipeline = tiny_pipeline()
+    settings = dict(duration=0.4, seed=0, return_tokens=True)
+    _, both = pipeline.generate(noise(16000), **settings)
+    pipeline.sampling = {"acoustic_decoder": "coarse"}
+    assert pipeline.generated_levels == 2
+    pipeline.fine_lm.generate = None  # is not asked
+    audio, alone = pipeline.generate(noise(16000), **settings)
+    np.testing.assert_array_equal(alone.acoustic, both.acoustic[..., :2])
+    decoded = pipeline.codec.decode(alone.acoustic[None])
+    np.testing.assert_allclose(
+        audio[16000:], ops.convert_to_numpy(decoded)[0, 16000:], atol=1e-5
+    )
+    assert pipeline.resynthesize(noise(12345), seed=0).shape == (12345,)
+    streamed = list(pipeline.stream(noise(16000), duration=0.4, seed=0))
+    np.testing.assert_allclose(
+        np.concatenate(streamed), audio[16000:], atol=1e-5
+    )
+
+
+def test_the_way_to_acoustic_tokens_is_one_of_three(pipeline):
+    with pytest.raises(
+        ValueError, match="'cascade', 'coarse', 'parallel'.*'both'"
+    ):
         pipeline.generate(duration=0.2, acoustic_decoder="both")
-    with pytest.raises(ValueError, match="'cascade' or 'parallel'.*'both'"):
+    with pytest.raises(
+        ValueError, match="'cascade', 'coarse', 'parallel'.*'both'"
+    ):
         pipeline.sampling = {"acoustic_decoder": "both"}
 
 

@@ -44,7 +44,7 @@ BATCH_SIZES = {
 # How it sounds best, by held-out prompts.
 SAMPLING = {
     "acoustic_decoder": "parallel",
-    "temperature": {"semantic": 1.0, "coarse": 0.4},
+    "temperature": {"semantic": 1.0, "coarse": 0.85, "parallel": 0.4},
 }
 
 

@@ -54,7 +54,7 @@ BATCH_SIZES = {
 # How it sounds best, by held-out prompts.
 SAMPLING = {
     "acoustic_decoder": "parallel",
-    "temperature": {"semantic": 0.9, "coarse": 0.6},
+    "temperature": {"semantic": 0.9, "parallel": 0.6},
 }
 
 

@@ -9,7 +9,7 @@ from keras_audiolm._bundled import suggest
 DEFAULT_PRESET = "voices_small"
 
 
-STAGES = ("semantic", "coarse", "fine")
+STAGES = ("semantic", "coarse", "fine", "parallel")
 
 
 class Parser(argparse.ArgumentParser):
@@ -143,7 +143,8 @@ def sampling_options():
         "--temperature",
         type=one_or_each(float, STAGES, "stage"),
         help="one number for all stages, or semantic=0.6,coarse=0.8,fine=0.6 "
-        "(the paper's, and the default where a preset has none)",
+        "(the paper's, and the default where a preset has none; "
+        "parallel=0.8 of the parallel decoder)",
     )
     options.add_argument(
         "--top-k",
@@ -161,13 +162,14 @@ def sampling_options():
         type=one_or_each(float, STAGES, "stage"),
         help="seconds that a window of a stage shares with what stands before "
         "it; a number, or one a stage (default: "
-        "semantic=3,coarse=3,fine=0)",
+        "semantic=3,coarse=3,fine=0,parallel=3)",
     )
     options.add_argument(
         "--acoustic-decoder",
-        choices=("cascade", "parallel"),
+        choices=("cascade", "coarse", "parallel"),
         help="what makes the acoustic tokens: the coarse and the fine stage, "
-        "or the parallel decoder (default: the preset's, or cascade)",
+        "the coarse one alone, or the parallel decoder (default: the "
+        "preset's, or cascade)",
     )
     return options
 
