@@ -3,6 +3,8 @@
     python benchmarks/generation.py                 # all cores, JAX
     KERAS_BACKEND=torch python benchmarks/generation.py
     python benchmarks/generation.py --only semantic coarse
+    KERAS_BACKEND=torch python benchmarks/generation.py --only training \\
+        --dtype mixed_bfloat16
     python benchmarks/generation.py --only int8 \\
         --recordings corpora/debian_voices/held_out
 
@@ -423,7 +425,10 @@ def main(argv=None):
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=MEASUREMENTS)
     parser.add_argument("--recordings", help="folder, for int8")
+    parser.add_argument("--dtype", help="policy of models with random weights")
     args = parser.parse_args(argv)
+    if args.dtype:
+        keras.config.set_dtype_policy(args.dtype)
     left_out = ["int8", "torch_compile"]
     if not importlib.util.find_spec("audiolm_pytorch"):
         left_out.append("peer")

@@ -50,6 +50,7 @@ DEPENDENTS = {
     "semantic_lm": ("detector",),
     "coarse_lm": ("detector",),
     "fine_lm": ("detector",),
+    "parallel_decoder": ("detector",),
 }
 # What each part may be. Nothing else is ever built from a preset.
 PART_CLASSES = {

@@ -253,8 +253,10 @@ def test_it_is_trained_and_kept(
     assert f"{expected[1].mean():.3f}, the mean of 7 windows" in lines[-1]
 
     # Other weights make other sound.
-    again.mark_trained("semantic_lm")
-    assert "detector" not in again.trained_parts
+    for part in ("semantic_lm", "coarse_lm", "fine_lm", "parallel_decoder"):
+        again.mark_trained("detector")
+        again.mark_trained(part)
+        assert "detector" not in again.trained_parts, part
 
 
 def test_a_preset_without_a_detector(tiny_preset, recordings, capsys):
