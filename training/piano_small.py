@@ -10,6 +10,8 @@
     $train corpora/three_takes/train --polish 1000 --parts semantic_lm
     $train corpora/three_takes/train --polish 500 --parts coarse_lm
     $train corpora/three_takes/train --polish 750 --parts parallel_decoder
+    KERAS_BACKEND=torch $train corpora/three_takes/train --polish 2500 \\
+        --dtype mixed_bfloat16 --parts parallel_decoder
     $train corpora/piano/train --parts detector
 
 The language models hear each piece three times, twice in another key and at
@@ -32,7 +34,7 @@ STEPS = {
     "semantic_lm": 1000,
     "coarse_lm": 1000,
     "parallel_decoder": 1500,
-    "detector": 500,
+    "detector": 1000,
 }
 BATCH_SIZES = {
     "codec": 12,
@@ -44,7 +46,7 @@ BATCH_SIZES = {
 # How it sounds best, by held-out prompts.
 SAMPLING = {
     "acoustic_decoder": "parallel",
-    "temperature": {"semantic": 1.0, "coarse": 0.85, "parallel": 0.4},
+    "temperature": {"semantic": 1.0, "coarse": 0.85, "parallel": 0.75},
 }
 
 

@@ -18,7 +18,9 @@
     python training/pair_tokens.py corpora/debian_voices/train \\
         corpora/two_voices/train --preset runs/voices_small --out runs/paired
     $train runs/paired --parts coarse_lm fine_lm parallel_decoder
-    $train corpora/debian_voices/train --polish 1500 --parts coarse_lm
+    $train corpora/debian_voices/train --polish 1000 --parts coarse_lm
+    KERAS_BACKEND=torch $train corpora/debian_voices/train --polish 1000 \\
+        --dtype mixed_bfloat16 --parts coarse_lm
     $train corpora/debian_voices/train --polish 2000 --parts parallel_decoder
     $train corpora/debian_voices/train --parts detector
 
@@ -47,14 +49,14 @@ STEPS = {
 BATCH_SIZES = {
     "semantic_tokenizer": 6,
     "semantic_lm": 8,
-    "coarse_lm": 2,
+    "coarse_lm": 4,
     "fine_lm": 4,
     "parallel_decoder": 4,
 }
 # How it sounds best, by held-out prompts.
 SAMPLING = {
-    "acoustic_decoder": "parallel",
-    "temperature": {"semantic": 0.9, "parallel": 0.6},
+    "acoustic_decoder": "coarse",
+    "temperature": {"semantic": 0.95, "coarse": 0.6, "parallel": 0.6},
 }
 
 
@@ -77,7 +79,7 @@ def make_pipeline():
                 CLUSTERS, LAYER, codebook_size=256, perturbation=0.7
             ),
             "semantic_lm": recipe.make_stage(semantic, 4, 256, 20.0, 0.2),
-            "coarse_lm": recipe.make_stage(coarse, 4, 192, 8.0),
+            "coarse_lm": recipe.make_stage(coarse, 4, 192, 8.0, 0.1),
             "fine_lm": recipe.make_stage(fine, 3, 192, 3.0),
             "parallel_decoder": recipe.make_decoder(
                 acoustic(LEVELS), 5, 224, 10.0
