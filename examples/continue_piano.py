@@ -129,16 +129,16 @@ for seed in (0, 1):
 """
 ## How free it plays
 
-The preset's temperatures are 1.0 of the semantic stage and 0.4 of the acoustic
-one (`pipeline.sampling`). A higher one of the first makes it leave the theme
-sooner; a lower one of the second makes a cleaner, plainer sound.
+The preset's temperatures (`pipeline.sampling`) are 1.0 of the semantic stage
+and 0.75 of the parallel decoder. A higher one of the first makes it leave the
+theme sooner.
 """
 
 free = pipeline.generate(
     prompt,
     duration=DURATION,
     batch_size=3,
-    temperature={"semantic": 1.2, "parallel": 0.3},
+    temperature={"semantic": 1.2},
     seed=0,
 )  # (3, samples)
 for i, audio in enumerate(free, start=1):

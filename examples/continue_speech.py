@@ -25,7 +25,8 @@ what is said, the *coarse* one gives it the voice of the prompt, and the *fine*
 one adds the details. A *parallel decoder*
 ([SoundStorm](https://arxiv.org/abs/2305.09636)) may stand in for the last two:
 it fills in all acoustic tokens of a window in a few passes. The preset here has
-both, and takes the parallel decoder unless told `acoustic_decoder="cascade"`.
+both. It sounds best by its coarse stage alone, and takes the others where told
+`acoustic_decoder="cascade"` or `"parallel"`.
 
 This example uses `voices_small`, a preset that comes with the package and runs
 on a laptop's CPU.
@@ -109,9 +110,8 @@ every time.
 Each stage samples with a temperature. The defaults are what the preset keeps,
 `pipeline.sampling`, and otherwise the paper's: 0.6 for the semantic stage, 0.8
 for the coarse and 0.6 for the fine one. A higher semantic temperature makes it
-wander in what it says; a higher one of what makes the acoustic tokens, the
-parallel decoder or the coarse stage, makes it less steady in how it sounds. `top_k` and `top_p` cut off
-the unlikely tokens.
+wander in what it says; a higher coarse one makes it less steady in how it
+sounds. `top_k` and `top_p` cut off the unlikely tokens.
 """
 
 print("Of this preset:", pipeline.sampling)
@@ -120,7 +120,7 @@ bold = pipeline.generate(
     prompt,
     duration=DURATION,
     batch_size=3,
-    temperature={"semantic": 1.1, "parallel": 1.0},
+    temperature={"semantic": 1.1, "coarse": 1.0},
     top_p=0.95,
     seed=0,
 )  # (3, samples)
