@@ -180,7 +180,7 @@ def measure_pipeline(repeats):
     pipeline = keras_audiolm.AudioLMPipeline.from_preset(PRESET)
     prompt = noise(PROMPT_SECONDS * pipeline.sample_rate)
     rows = []
-    kinds = [("cascade", None), ("parallel", None)]
+    kinds = [(name, None) for name in ("cascade", "coarse", "parallel")]
     for decoder, size in kinds + [("parallel", size) for size in PARALLEL]:
         name = "its own " + decoder
         if size:

@@ -155,8 +155,8 @@ def make_parser():
     )
     parser.add_argument(
         "--dtype",
-        help="a policy to train by: mixed_bfloat16 saves a third of the time "
-        "with PyTorch, on a CPU that has it",
+        help="a policy to train by: mixed_bfloat16 saves time with "
+        "PyTorch, on a CPU that has it",
     )
     return parser
 
