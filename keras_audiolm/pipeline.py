@@ -988,8 +988,7 @@ class AudioLMPipeline:
         if acoustic_decoder is None:
             acoustic_decoder = split_decoder(self._sampling)[0]
         check_decoder(acoustic_decoder)
-        needed = ACOUSTIC_DECODERS[acoustic_decoder].values()
-        if "parallel_decoder" in needed and (
+        if acoustic_decoder == "parallel" and (
             "parallel_decoder" not in self._parts
         ):
             raise ValueError(
@@ -997,9 +996,8 @@ class AudioLMPipeline:
                 "pipeline.add_part('parallel_decoder', ...) and train it, "
                 "or generate with acoustic_decoder='cascade'."
             )
-        others = {"coarse_lm", "fine_lm", "parallel_decoder", "detector"}
-        others -= set(needed)
-        self._require([n for n in self.part_names if n not in others], purpose)
+        stages = self._stages(acoustic_decoder).values()
+        self._require(["codec", "semantic_tokenizer", *stages], purpose)
         return acoustic_decoder
 
     def _stages(self, acoustic_decoder):

@@ -276,7 +276,7 @@ def load_part(folder, part, load_weights=True, dtype=None):
         part: str.
         load_weights: bool.
         dtype: str, optional. A policy in the place of the preset's. The
-            codec and a trained tokenizer stay in float32: less would make
+            codec and a trained tokenizer keep theirs: another would make
             other tokens than those that the language models know.
 
     Raises:

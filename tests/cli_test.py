@@ -9,7 +9,8 @@ import types
 import numpy as np
 import pytest
 
-from keras_audiolm import _bundled, cli
+from keras_audiolm import _bundled, cli, generation
+from keras_audiolm.commands import options
 from keras_audiolm.data.audio import load_audio, save_audio
 
 SAMPLE_RATE = 8000
@@ -392,6 +393,12 @@ def test_ctrl_c_while_writing_leaves_no_file(
     assert run("sample", "-o", tmp_path / "out.wav", "--num", 2) == 130
     assert capsys.readouterr().err.endswith("keras-audiolm: stopped\n")
     assert not list(tmp_path.iterdir())
+
+
+def test_options_name_what_generation_has():
+    assert options.STAGES == tuple(generation.TEMPERATURES)
+    assert options.STAGES == tuple(generation.OVERLAPS)
+    assert options.ACOUSTIC_DECODERS == tuple(generation.ACOUSTIC_DECODERS)
 
 
 # === Listening tests ===

@@ -52,7 +52,7 @@ def test_the_commands_of_a_recipe_are_understood(recipe):
     shared = importlib.import_module("recipe")
     lines = recipe.__doc__.replace("\\\n", " ").splitlines()
     commands = [
-        line.split()[1:] for line in lines if line.strip().startswith("$train ")
+        line.split("$train ")[1].split() for line in lines if "$train " in line
     ]
     learned = set()
     for command in commands:
@@ -211,6 +211,16 @@ def test_polishing_goes_on_from_the_preset(tmp_path, monkeypatch):
         (old != new).any() for old, new in zip(first, polished, strict=True)
     )
     assert not (tmp_path / "made-checkpoints-polish").exists()
+
+    def policies(of):
+        made = AudioLMPipeline.from_preset(of)
+        return {made.part(n).dtype_policy.name for n in made.part_names}
+
+    half = run("--polish", "2", "--dtype", "mixed_bfloat16")
+    assert any(
+        (old != new).any() for old, new in zip(polished, half, strict=True)
+    )
+    assert policies(tmp_path / "made") == {"float32"}
 
 
 def as_made(config):

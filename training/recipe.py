@@ -212,7 +212,7 @@ def run(make_pipeline, steps, batch_sizes, speed_range):
     )
     pipeline.save_to_preset(options.out, dtype="float16")
     if options.dtype:
-        # Whoever loads it is not to inherit the policy of its training.
+        # Language models are not to be loaded in the policy of their training.
         pipeline = from_preset(options.out, dtype="float32")
         pipeline.save_to_preset(options.out, dtype="float16")
     if options.polish:

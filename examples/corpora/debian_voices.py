@@ -1,6 +1,6 @@
 """Make a small multilingual speech corpus from Debian's Asterisk voice prompts.
 
-Four studio voices in five languages, 127 minutes, freely licensed:
+Four studio voices in five languages, 125 minutes, freely licensed:
 
 | package                       | language | speaker      | licence      |
 |-------------------------------|----------|--------------|--------------|
@@ -22,7 +22,9 @@ A prompt in a sub-folder (`digits/1.g722`) gets the joined name
 (`digits-1.flac`), so that one folder holds one voice. Left out are the
 `silence` folders and prompts shorter than 0.4 seconds. The split is fixed:
 of the prompts kept, sorted by stem within a language, those whose index
-(counted from 0) is divisible by 20 are held out.
+(counted from 0) is divisible by 20 are held out. Then the beep and the
+screaming monkeys are left out: no voice made them, and each language has the
+same ones, which would be in both parts of the split.
 
 Run it on Debian or Ubuntu, with `pip install av soundfile tqdm`:
 
@@ -46,6 +48,8 @@ import tempfile
 SAMPLE_RATE = 16000
 MIN_SECONDS = 0.4
 HELD_OUT_EVERY = 20
+# Left out after the split, which stays what it was when they were in it.
+NOT_SPEECH = {"beep", "tt-monkeys"}
 
 Voice = collections.namedtuple(
     "Voice", "language speaker folder licence credit"
@@ -181,6 +185,8 @@ def convert_voice(raw, out, voice):
     stems = sorted(s for s, path in prompts.items() if is_long_enough(path))
     rows = []
     for index, stem in enumerate(tqdm(stems, desc=voice.language)):
+        if stem in NOT_SPEECH:
+            continue
         samples = decode_g722(prompts[stem])
         split = "train" if index % HELD_OUT_EVERY else "held_out"
         path = pathlib.Path(split, voice.language, f"{stem}.flac")

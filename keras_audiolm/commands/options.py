@@ -8,8 +8,9 @@ from keras_audiolm._bundled import suggest
 
 DEFAULT_PRESET = "voices_small"
 
-
+# Those of `keras_audiolm.generation`, which takes seconds to import.
 STAGES = ("semantic", "coarse", "fine", "parallel")
+ACOUSTIC_DECODERS = ("cascade", "coarse", "parallel")
 
 
 class Parser(argparse.ArgumentParser):
@@ -166,7 +167,7 @@ def sampling_options():
     )
     options.add_argument(
         "--acoustic-decoder",
-        choices=("cascade", "coarse", "parallel"),
+        choices=ACOUSTIC_DECODERS,
         help="what makes the acoustic tokens: the coarse and the fine stage, "
         "the coarse one alone, or the parallel decoder (default: the "
         "preset's, or cascade)",

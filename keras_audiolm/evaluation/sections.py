@@ -96,6 +96,7 @@ class Evaluation:
         self.corpus = corpus
         self.folder = pathlib.Path(folder)
         self.settings = settings
+        self._reconstructed = {}
 
     # === Made once ===
 
@@ -132,10 +133,14 @@ class Evaluation:
             self.settings.batch_size,
         )
 
-    @functools.cached_property
-    def reconstructed(self):
-        """All held-out clips through the codec."""
-        return reconstruct(self.pipeline.codec, self.corpus.clips)
+    def reconstructed(self, levels=None):
+        """All held-out clips through the codec, or the first of its levels."""
+        levels = levels or self.pipeline.codec.num_quantizers
+        if levels not in self._reconstructed:
+            self._reconstructed[levels] = reconstruct(
+                self.pipeline.codec, self.corpus.clips, levels
+            )
+        return self._reconstructed[levels]
 
     @functools.cached_property
     def classifiers(self):
@@ -156,9 +161,10 @@ class Evaluation:
         """How well held-out files come back, and which codes they use."""
         codec, clips = self.pipeline.codec, self.corpus.clips
         coarse = self.pipeline.coarse_lm.layout.predicted.levels
-        made = {codec.num_quantizers: self.reconstructed}
-        if coarse < codec.num_quantizers:
-            made = {coarse: reconstruct(codec, clips, coarse), **made}
+        made = {
+            levels: self.reconstructed(levels)
+            for levels in sorted({coarse, codec.num_quantizers})
+        }
         size = np.log2(codec.codebook_size)
         frame_rate = codec.sample_rate / codec.hop_length
         return {
@@ -421,7 +427,7 @@ class Evaluation:
             return [soxr.resample(clip, here, there) for clip in clips]
 
         real = at_rate(self.corpus.clips)
-        kinds = {"continuations": clips, "codec": self.reconstructed}
+        kinds = {"continuations": clips, "codec": self.reconstructed()}
         try:
             return {
                 name: frechet_audio_distance(real, at_rate(fake), embed, there)
@@ -521,14 +527,10 @@ class Evaluation:
                 "train FOLDER --parts detector"
             )
         made = self.continuations.audio
-        # Through as many levels as are generated, which would else tell.
-        levels = self.pipeline.generated_levels
-        real = self.reconstructed
-        if levels < self.pipeline.codec.num_quantizers:
-            real = reconstruct(self.pipeline.codec, self.corpus.clips, levels)
         return detectors.detection_by_degradation(
             self.pipeline.detector,
-            real,
+            # Fewer levels than are generated, or more, would tell.
+            self.reconstructed(self.pipeline.generated_levels),
             list(made.reshape(-1, made.shape[-1])),
         )
 

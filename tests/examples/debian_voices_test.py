@@ -56,6 +56,7 @@ def corpus(script, tmp_path_factory):
     """A corpus of two small voices: `(folder, manifest rows)`."""
     raw = tmp_path_factory.mktemp("raw")
     english = {f"word-{i:02d}": tone(0.5, 300 + 10 * i) for i in range(22)}
+    english["beep"] = tone(0.5, 1500)
     english["digits/1"] = tone(0.6, 1000)
     english["a-short"] = tone(0.3, 500)
     english["silence/1"] = tone(1.0, 500)
@@ -81,8 +82,9 @@ def test_files_and_split(corpus):
     out, _ = corpus
     found = {p.relative_to(out).as_posix() for p in out.rglob("*.flac")}
     words = [f"word-{i:02d}" for i in range(22)]
-    # Sorted: digits-1, word-00, ..., word-18, then word-19 has index 20.
-    held_out = {"digits-1", "word-19"}
+    # Sorted: beep, digits-1, word-00, ..., word-17, then word-18 has index 20.
+    # The beep, which is nobody's voice, has its place and is left out.
+    held_out = {"word-18"}
     expected = {
         f"{'held_out' if stem in held_out else 'train'}/en/{stem}.flac"
         for stem in ["digits-1", *words]
@@ -117,9 +119,9 @@ def test_manifest(corpus):
 
 def test_audio_is_the_prompt_at_16_khz(corpus):
     out, _ = corpus
-    samples, rate = soundfile.read(out / "held_out/en/digits-1.flac")
+    samples, rate = soundfile.read(out / "train/en/digits-1.flac")
     assert rate == 16000 and samples.shape == (9600,)
-    assert soundfile.info(out / "held_out/en/digits-1.flac").subtype == "PCM_16"
+    assert soundfile.info(out / "train/en/digits-1.flac").subtype == "PCM_16"
     spectrum = np.abs(np.fft.rfft(samples * np.hanning(9600)))
     assert spectrum.argmax() * 16000 / 9600 == pytest.approx(1000, abs=2)
     level = np.sqrt(np.mean(samples**2)) * np.sqrt(2) * 32768
