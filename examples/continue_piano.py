@@ -130,7 +130,7 @@ for seed in (0, 1):
 ## How free it plays
 
 The preset's temperatures (`pipeline.sampling`) are 1.0 of the semantic stage
-and 0.75 of the parallel decoder. A higher one of the first makes it leave the
+and 0.85 of the parallel decoder. A higher one of the first makes it leave the
 theme sooner.
 """
 

@@ -12,6 +12,8 @@
     $train corpora/three_takes/train --polish 750 --parts parallel_decoder
     KERAS_BACKEND=torch $train corpora/three_takes/train --polish 2500 \\
         --dtype mixed_bfloat16 --parts parallel_decoder
+    KERAS_BACKEND=torch $train corpora/three_takes/train --polish 1500 \\
+        --dtype mixed_bfloat16 --parts semantic_lm
     $train corpora/piano/train --parts detector
 
 The language models hear each piece three times, twice in another key and at
@@ -46,7 +48,7 @@ BATCH_SIZES = {
 # How it sounds best, by held-out prompts.
 SAMPLING = {
     "acoustic_decoder": "parallel",
-    "temperature": {"semantic": 1.0, "coarse": 0.85, "parallel": 0.75},
+    "temperature": {"semantic": 1.0, "coarse": 0.85, "parallel": 0.85},
 }
 
 
