@@ -27,7 +27,7 @@ LABELS = ("real", "synthetic")
 # A tenth of the paper's widths suffices for a model of a few voices.
 CHANNELS = (16, 32, 64, 64, 96, 96)
 # What a detector is trained on, of each kind.
-EXAMPLE_SECONDS = 700.0
+EXAMPLE_SECONDS = 2100.0
 PROMPT_DURATION, NEW_DURATION = 3.0, 7.0
 EXAMPLE_BATCH = 10
 
