@@ -22,13 +22,18 @@
     KERAS_BACKEND=torch $train corpora/debian_voices/train --polish 1000 \\
         --dtype mixed_bfloat16 --parts coarse_lm
     $train corpora/debian_voices/train --polish 2000 --parts parallel_decoder
-    $perturb corpora/near_voices/train --formants 1 --pitches 1 --copies 2 \\
-        --speeds 0.97 0.985 1.015 1.03
-    $perturb corpora/near_voices/train --formants 1 --pitches 1
-    KERAS_BACKEND=torch $train corpora/near_voices/train --polish 1750 \\
-        --dtype mixed_bfloat16 --parts coarse_lm
-    KERAS_BACKEND=torch $train corpora/near_voices/train --polish 1500 \\
-        --dtype mixed_bfloat16 --parts semantic_lm
+    near="--formants 1 --pitches 1 --copies 2 --speeds"
+    $perturb corpora/near_2/train --formants 1 --pitches 1
+    $perturb corpora/near_2/train $near 0.97 0.985 1.015 1.03
+    cp -r corpora/near_2 corpora/near_4
+    $perturb corpora/near_4/train $near 0.96 0.98 1.02 1.04
+    polish="--dtype mixed_bfloat16 --polish"
+    export KERAS_BACKEND=torch
+    $train corpora/near_2/train $polish 1750 --parts coarse_lm
+    $train corpora/near_2/train $polish 1500 --parts semantic_lm
+    $train corpora/near_4/train $polish 2000 --parts coarse_lm
+    $train corpora/near_4/train $polish 1500 --parts semantic_lm
+    unset KERAS_BACKEND
     $train corpora/debian_voices/train --parts detector
 
 The codec is `soundstream_voices`. Every command writes the preset with some
@@ -51,7 +56,7 @@ STEPS = {
     "coarse_lm": 1000,
     "fine_lm": 750,
     "parallel_decoder": 1000,
-    "detector": 1000,
+    "detector": 1500,
 }
 BATCH_SIZES = {
     "semantic_tokenizer": 6,
