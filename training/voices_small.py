@@ -27,12 +27,15 @@
     $perturb corpora/near_2/train $near 0.97 0.985 1.015 1.03
     cp -r corpora/near_2 corpora/near_4
     $perturb corpora/near_4/train $near 0.96 0.98 1.02 1.04
-    polish="--dtype mixed_bfloat16 --polish"
     export KERAS_BACKEND=torch
-    $train corpora/near_2/train $polish 1750 --parts coarse_lm
-    $train corpora/near_2/train $polish 1500 --parts semantic_lm
-    $train corpora/near_4/train $polish 2000 --parts coarse_lm
-    $train corpora/near_4/train $polish 1500 --parts semantic_lm
+    $train corpora/near_2/train --polish 1750 \\
+        --dtype mixed_bfloat16 --parts coarse_lm
+    $train corpora/near_2/train --polish 1500 \\
+        --dtype mixed_bfloat16 --parts semantic_lm
+    $train corpora/near_4/train --polish 2000 \\
+        --dtype mixed_bfloat16 --parts coarse_lm
+    $train corpora/near_4/train --polish 1500 \\
+        --dtype mixed_bfloat16 --parts semantic_lm
     unset KERAS_BACKEND
     $train corpora/debian_voices/train --parts detector
 
