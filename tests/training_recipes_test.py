@@ -144,6 +144,7 @@ def test_copies_take_the_semantic_tokens_of_their_originals(
         "in/fr/b.wav": 0.5,
         "out/fr@f0.9/a.flac": 0.9,
         "out/fr@f0.9/b.flac": 0.5,
+        "out/fr@s0.8/b.flac": 0.7,
         "out/fr/a.flac": 0.9,
     }
     audio = write_noise(tmp_path, seconds)
@@ -155,6 +156,7 @@ def test_copies_take_the_semantic_tokens_of_their_originals(
         ("in/fr/a.wav", "out/fr/a.flac"),
         ("in/fr/a.wav", "out/fr@f0.9/a.flac"),
         ("in/fr/b.wav", "out/fr@f0.9/b.flac"),
+        ("out/fr@s0.8/b.flac", "out/fr@s0.8/b.flac"),
     ]
     assert len(corpus) == len(pairs)
     for file, (original, copy) in enumerate(pairs):
@@ -168,8 +170,8 @@ def test_copies_take_the_semantic_tokens_of_their_originals(
 
 
 def test_a_copy_of_another_length_is_refused(pair_tokens, tmp_path):
-    write_noise(tmp_path, {"in/fr/a.wav": 0.9, "out/fr@s0.8/a.flac": 0.7})
-    with pytest.raises(ValueError, match=r"fr@s0.8.*not as long.*--speeds"):
+    write_noise(tmp_path, {"in/fr/a.wav": 0.9, "out/fr@f0.8/a.flac": 0.7})
+    with pytest.raises(ValueError, match=r"fr@f0.8.*not as long.*Delete it"):
         pair_tokens.pair(
             tiny.tiny_pipeline(),
             tmp_path / "in",

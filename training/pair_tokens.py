@@ -7,8 +7,9 @@ ones of their originals.
 What `examples/corpora/perturb_voices.py` makes of a recording is said at the
 same moments by somebody else. Semantic tokens of the copy would tell a little
 of who speaks, and a model that can hear that from what it is told never learns
-to listen to the prompt. Language models train on the store as on one that
-`keras-audiolm tokenize` made. Stopped, it goes on.
+to listen to the prompt. A copy that is played faster or slower is said at other
+moments, and has tokens of its own. Language models train on the store as on one
+that `keras-audiolm tokenize` made. Stopped, it goes on.
 """
 
 import argparse
@@ -29,13 +30,20 @@ sys.path.insert(
 from perturb_voices import original_path  # noqa: E402
 
 
+def source_path(path, folder, copies):
+    """The recording whose semantic tokens a copy takes: it may be itself."""
+    own_time = "@s" in path.parent.name
+    return path if own_time else original_path(path, folder, copies)
+
+
 def pair(pipeline, folder, copies, out):
     """Writes the store.
 
     Args:
         pipeline: `AudioLMPipeline` with tokenizers.
         folder: of the recordings.
-        copies: folder of copies, each as long as its recording.
+        copies: folder of copies; those that are not played at another speed
+            are each as long as their recording.
         out: folder to write to.
 
     Raises:
@@ -55,23 +63,25 @@ def pair(pipeline, folder, copies, out):
 
     for number in tqdm.tqdm(plan.unfinished(), unit="shard"):
         files = [pathlib.Path(file) for file in plan.shard_files(number)]
-        originals = [original_path(file, folder, copies) for file in files]
-        new = sorted(set(originals) - set(semantic))
+        sources = [source_path(file, folder, copies) for file in files]
+        new = sorted(set(sources) - set(semantic) - set(files))
         semantic.update(
             (file, tokens[0])
             for file, tokens in zip(new, tokenize(new), strict=True)
         )
         path = store.shard_path(plan.folder, number)
         with store.ShardWriter(path, plan.metadata) as shard:
-            for file, original, (own, acoustic) in zip(
-                files, originals, tokenize(files), strict=True
+            for file, source, (own, acoustic) in zip(
+                files, sources, tokenize(files), strict=True
             ):
-                if len(own) != len(semantic[original]):
+                told = own if source == file else semantic[source]
+                if len(own) != len(told):
                     raise ValueError(
-                        f"{file} is not as long as {original}, of which it is "
-                        "a copy. Make copies without --speeds."
+                        f"{file} is not as long as {source}, of which it is "
+                        "a copy. Delete it, and let perturb_voices.py make it "
+                        "again."
                     )
-                shard.add(file, semantic[original], acoustic)
+                shard.add(file, told, acoustic)
     plan.finish()
 
 
