@@ -36,6 +36,13 @@
         --dtype mixed_bfloat16 --parts coarse_lm
     $train corpora/near_4/train --polish 1500 \\
         --dtype mixed_bfloat16 --parts semantic_lm
+    cp -r corpora/near_4 corpora/all_voices
+    $perturb corpora/all_voices/train $near 0.965 0.99 1.01 1.035
+    $perturb corpora/all_voices/train --copies 2
+    python training/pair_tokens.py corpora/debian_voices/train \\
+        corpora/all_voices/train --preset runs/voices_small --out runs/all
+    $train runs/all --polish 2500 \\
+        --dtype mixed_bfloat16 --parts coarse_lm
     unset KERAS_BACKEND
     $train corpora/debian_voices/train --parts detector
 
@@ -59,7 +66,7 @@ STEPS = {
     "coarse_lm": 1000,
     "fine_lm": 750,
     "parallel_decoder": 1000,
-    "detector": 1500,
+    "detector": 3000,
 }
 BATCH_SIZES = {
     "semantic_tokenizer": 6,
