@@ -17,7 +17,7 @@
     $perturb corpora/two_voices/train --formants 1 --pitches 1
     python training/pair_tokens.py corpora/debian_voices/train \\
         corpora/two_voices/train --preset runs/voices_small --out runs/paired
-    $train runs/paired --parts coarse_lm fine_lm parallel_decoder
+    $train runs/paired --parts coarse_lm parallel_decoder
     $train corpora/debian_voices/train --polish 1000 --parts coarse_lm
     KERAS_BACKEND=torch $train corpora/debian_voices/train --polish 1000 \\
         --dtype mixed_bfloat16 --parts coarse_lm
@@ -43,6 +43,7 @@
         corpora/all_voices/train --preset runs/voices_small --out runs/all
     $train runs/all --polish 2500 \\
         --dtype mixed_bfloat16 --parts coarse_lm
+    $train runs/all --dtype mixed_bfloat16 --parts fine_lm
     unset KERAS_BACKEND
     $train corpora/debian_voices/train --parts detector
 
@@ -64,7 +65,7 @@ STEPS = {
     "semantic_tokenizer": 3000,
     "semantic_lm": 1000,
     "coarse_lm": 1000,
-    "fine_lm": 750,
+    "fine_lm": 2000,
     "parallel_decoder": 1000,
     "detector": 3000,
 }
