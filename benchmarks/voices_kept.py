@@ -26,7 +26,8 @@ prompt's. Three such voices, of telephones, are in Debian:
         mkdir -p telephone/$voice
         for file in $(find raw/$voice -not -path "*/silence/*" \\
                 \\( -name "*.gsm" -o -name "*.wav" \\)); do
-            ffmpeg -i $file telephone/$voice/$(basename ${file%.*}).flac
+            ffmpeg -nostdin -y -i $file \\
+                telephone/$voice/$(basename ${file%.*}).flac
         done
     done
 """
