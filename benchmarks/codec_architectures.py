@@ -239,6 +239,8 @@ def train(args):
         codec.build()
         start = keras_audiolm.SoundStream.from_preset(args.start)
         codec.set_weights(start.get_weights())
+    if args.decoder_only:
+        codec.freeze_codes()
     for judged, until in ((False, args.alone), (True, 1.0)):
         budget = Budget(out, args.minutes, until, args.learning_rate)
         if budget.spent >= until:
@@ -523,6 +525,11 @@ def main(argv=None):
         "--dropout",
         type=float,
         help="part of the examples that are trained with fewer levels",
+    )
+    command.add_argument(
+        "--decoder-only",
+        action="store_true",
+        help="keep the codes of --start, and what was made of them",
     )
     command = commands.add_parser("export")
     command.set_defaults(run=export)

@@ -470,10 +470,14 @@ class AudioLMPipeline:
         """Counts a part as trained from now on.
 
         A tokenizer that was trained anew gives other tokens: the language
-        models that learned the old ones no longer count as trained.
+        models that learned the old ones no longer count as trained. What a
+        detector learned is how the decoder of the codec sounds.
         """
+        dependents = presets.DEPENDENTS.get(name, ())
+        if name == "codec" and getattr(self.codec, "codes_frozen", False):
+            dependents = ("detector",)
         self._trained.add(name)
-        self._trained -= set(presets.DEPENDENTS.get(name, ()))
+        self._trained -= set(dependents)
         self._forget_preset(name)
 
     def _forget_preset(self, changed):

@@ -7,6 +7,7 @@ import soundfile
 from keras import ops
 
 from keras_audiolm import (
+    AudioClassifier,
     AudioLMPipeline,
     ParallelDecoder,
     SoundStreamTrainer,
@@ -916,6 +917,17 @@ def test_new_tokenizer_makes_language_models_untrained(recordings, tmp_path):
     ]
     pipeline.mark_trained("semantic_tokenizer")
     assert pipeline.trained_parts == ["codec", "semantic_tokenizer"]
+
+
+def test_language_models_stay_trained_where_codes_stay():
+    pipeline = tiny_pipeline()
+    pipeline.add_part("detector", AudioClassifier(("real", "made")))
+    pipeline.mark_trained("detector")
+    pipeline.codec.freeze_codes()
+    pipeline.mark_trained("codec")
+    assert pipeline.trained_parts == [
+        name for name in pipeline.part_names if name != "detector"
+    ]
 
 
 @pytest.mark.parametrize(

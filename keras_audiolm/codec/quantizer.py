@@ -55,7 +55,8 @@ class ResidualVectorQuantizer(keras.layers.Layer):
 
     Call arguments:
         x: `(batch, frames, dim)`.
-        training: bool. Whether to drop levels and learn the codebooks.
+        training: bool. Whether to drop levels and learn the codebooks. With
+            `trainable = False` levels are dropped alone.
 
     Returns:
         A named tuple: `embeddings` `(batch, frames, dim)` with straight-through
@@ -235,6 +236,8 @@ class ResidualVectorQuantizer(keras.layers.Layer):
         x = ops.cast(x, "float32")
         # (batch,): how many levels each example gets
         levels = self._draw_levels(ops.shape(x)[0], training)
+        if training and not self.trainable:
+            return self._as_it_is(x, levels)
         residual, quantized = x, 0.0
         codes, losses, averages = [], [], []
         for level in range(self.num_quantizers):
@@ -268,6 +271,16 @@ class ResidualVectorQuantizer(keras.layers.Layer):
         return Quantized(
             quantized, ops.stack(codes, axis=-1), ops.mean(ops.stack(losses))
         )
+
+    def _as_it_is(self, x, levels):
+        """The codes that `encode` gives: nothing is to be learned here."""
+        codes = self.encode(ops.stop_gradient(x))
+        quantized = sum(
+            self._embedding(level, codes[..., level])
+            * ops.cast(levels > level, "float32")[:, None, None]
+            for level in range(self.num_quantizers)
+        )
+        return Quantized(ops.stop_gradient(quantized), codes, ops.zeros(()))
 
     def _energy(self, x, low):
         """What a commitment counts as a part of.

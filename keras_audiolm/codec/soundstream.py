@@ -377,7 +377,33 @@ class SoundStream(AudioCodec):
         audio = self.render(quantized.embeddings, sides["decoder"], place)
         return audio[:, :samples]
 
-    # === Start ===
+    # === Training ===
+
+    def freeze_codes(self):
+        """Has training change the decoder alone.
+
+        Audio keeps its codes, and with them what was made of these: files,
+        tokens, language models. Call it before the trainer's `compile`.
+
+        ```python
+        codec = keras_audiolm.SoundStream.from_preset("soundstream_voices")
+        codec.freeze_codes()
+        trainer = keras_audiolm.SoundStreamTrainer(codec, None)
+        ```
+        """
+        self.build()
+        for layer in self._encoding_layers:
+            layer.trainable = False
+
+    @property
+    def codes_frozen(self):
+        """Whether training leaves the codes as they are."""
+        return not any(layer.trainable for layer in self._encoding_layers)
+
+    @property
+    def _encoding_layers(self):
+        layers = [self.encoder, self.quantizer]
+        return [*layers, self.analysis] if self.transform else layers
 
     def initialize_codebooks(self, batches, num_frames=50_000):
         """Starts the codebooks (and the linear path) from real audio.

@@ -338,6 +338,24 @@ def test_dropout_is_the_part_of_examples_that_draw(dropout, least, most):
     assert least <= np.sum(levels == LEVELS) <= most
 
 
+def test_frozen_codes_are_those_of_inference_and_still_drop_levels():
+    quantizer = make_quantizer(dropout=1.0, beam_width=4)
+    quantizer.trainable = False
+    x = normal(60, 1, DIM)
+    out = quantizer(x, training=True)
+    codes = to_numpy(quantizer.encode(x))
+    np.testing.assert_array_equal(to_numpy(out.codes), codes)
+    made = to_numpy(out.embeddings)
+    sums = [
+        to_numpy(quantizer.decode(codes[..., : level + 1]))
+        for level in range(LEVELS)
+    ]
+    errors = [np.abs(made - part).max(axis=(1, 2)) for part in sums]
+    np.testing.assert_allclose(np.min(errors, axis=0), 0.0, atol=1e-5)
+    assert len(set(np.argmin(errors, axis=0))) == LEVELS
+    assert float(out.commitment_loss) == 0.0
+
+
 def test_dropped_levels_learn_nothing_from_an_example():
     quantizer = make_quantizer(decay=0.5, dead_code_ratio=0.0)
     x = normal(30, 2, DIM)

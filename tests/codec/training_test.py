@@ -348,3 +348,40 @@ def test_judges_hear_a_random_stretch_of_both():
     assert len(starts) > 1
     whole = make_trainer(SmallJudge())._judged(real, real)
     np.testing.assert_array_equal(whole[0], real)
+
+
+# === The decoder alone ===
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("transform", [None, "mdct"])
+def test_with_frozen_codes_the_decoder_alone_learns(transform):
+    codec = make_codec(
+        transform=transform,
+        strides=(1,) if transform else (8,),
+        transform_hop=32,
+        noise_filling=transform == "mdct",
+        beam_width=2,
+    )
+    audio = tone()
+    codec.initialize_codebooks([normal(4, SAMPLES)])
+    assert not codec.codes_frozen
+    codec.freeze_codes()
+    assert codec.codes_frozen
+    before, codes = codec.decode(codec.encode(audio)), codec.encode(audio)
+    kept = [
+        to_numpy(v) for v in codec.encoder.weights + codec.quantizer.weights
+    ]
+    loss = MelSpectralLoss(windows=(64, 256))
+    trainer = SoundStreamTrainer(codec, None, loss)
+    trainer.compile(trainer.make_optimizer(1e-2), jit_compile=JIT)
+    history = trainer.fit(audio, batch_size=4, epochs=8, verbose=0).history
+    assert history["commitment_loss"] == [0.0] * 8
+    losses = history["reconstruction_loss"]
+    assert min(losses[4:]) < losses[0]
+    now = [to_numpy(v) for v in codec.encoder.weights + codec.quantizer.weights]
+    # But for the state of the quantizer's random numbers.
+    for old, new in zip(kept, now, strict=True):
+        assert old.dtype != "float32" or np.array_equal(old, new)
+    np.testing.assert_array_equal(codec.encode(audio), codes)
+    assert np.abs(codec.decode(codes) - before).max() > 1e-3
