@@ -369,10 +369,10 @@ def token_metadata(pipeline, trim_silence=False, licence=None):
     pipeline._require(TOKEN_MODELS, "Tokenizing")
     codec, tokenizer = pipeline.codec, pipeline.semantic_tokenizer
 
-    def describe(model, frame_rate, codes, **others):
+    def describe(layers, frame_rate, codes, **others):
         return {
             "preset": pipeline.preset,
-            "weights": f"{weights_checksum(model):08x}",
+            "weights": f"{weights_checksum(*layers):08x}",
             "frame_rate": float(frame_rate),
             "codes": int(codes),
             **others,
@@ -381,13 +381,13 @@ def token_metadata(pipeline, trim_silence=False, licence=None):
     rate = pipeline.sample_rate
     return make_metadata(
         codec=describe(
-            codec,
+            codec.encoding_layers,
             rate / codec.hop_length,
             codec.codebook_size,
             levels=int(codec.num_quantizers),
         ),
         semantic_tokenizer=describe(
-            tokenizer, rate / pipeline.semantic_hop, tokenizer.codebook_size
+            [tokenizer], rate / pipeline.semantic_hop, tokenizer.codebook_size
         ),
         sample_rate=rate,
         unit=pipeline.unit,
@@ -408,7 +408,9 @@ def refuse_to_tokenize(clips):
 def fingerprint(pipeline):
     """A checksum of the weights that tokens depend on."""
     pipeline._require(TOKEN_MODELS, "Tokenizing")
-    checksum = weights_checksum(pipeline.codec, pipeline.semantic_tokenizer)
+    checksum = weights_checksum(
+        *pipeline.codec.encoding_layers, pipeline.semantic_tokenizer
+    )
     return f"{checksum:08x}"
 
 

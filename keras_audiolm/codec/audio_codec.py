@@ -55,6 +55,11 @@ class AudioCodec(PresetPart, keras.Model):
         return cls(**config)
 
     @property
+    def encoding_layers(self):
+        """Those whose weights decide what a code means."""
+        return [self]
+
+    @property
     def can_stream(self):
         """Whether `encode_step` and `decode_step` give what the whole gives."""
         return self.causal

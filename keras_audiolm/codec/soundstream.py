@@ -262,6 +262,11 @@ class SoundStream(AudioCodec):
         )
 
     @property
+    def encoding_layers(self):
+        layers = [self.encoder, self.quantizer]
+        return [*layers, self.analysis] if self.transform else layers
+
+    @property
     def delay(self):
         return self.ends.delay if self.transform else 0
 
@@ -392,18 +397,13 @@ class SoundStream(AudioCodec):
         ```
         """
         self.build()
-        for layer in self._encoding_layers:
+        for layer in self.encoding_layers:
             layer.trainable = False
 
     @property
     def codes_frozen(self):
         """Whether training leaves the codes as they are."""
-        return not any(layer.trainable for layer in self._encoding_layers)
-
-    @property
-    def _encoding_layers(self):
-        layers = [self.encoder, self.quantizer]
-        return [*layers, self.analysis] if self.transform else layers
+        return not any(layer.trainable for layer in self.encoding_layers)
 
     def initialize_codebooks(self, batches, num_frames=50_000):
         """Starts the codebooks (and the linear path) from real audio.
