@@ -919,12 +919,26 @@ def test_new_tokenizer_makes_language_models_untrained(recordings, tmp_path):
     assert pipeline.trained_parts == ["codec", "semantic_tokenizer"]
 
 
-def test_language_models_stay_trained_where_codes_stay():
+def test_language_models_stay_trained_where_codes_stay(recordings):
     pipeline = tiny_pipeline()
     pipeline.add_part("detector", AudioClassifier(("real", "made")))
     pipeline.mark_trained("detector")
+    audio = noise(1, 16000)
+    tokens = pipeline.tokenize(audio).acoustic
+    store = training.token_metadata(pipeline)
+    before = pipeline.codec.decode(tokens)
     pipeline.codec.freeze_codes()
-    pipeline.mark_trained("codec")
+    pipeline.fit(
+        recordings,
+        parts=["codec"],
+        epochs=1,
+        steps_per_epoch=2,
+        batch_size=2,
+        verbose=0,
+    )
+    np.testing.assert_array_equal(pipeline.tokenize(audio).acoustic, tokens)
+    assert np.abs(pipeline.codec.decode(tokens) - before).max() > 1e-6
+    assert training.token_metadata(pipeline) == store
     assert pipeline.trained_parts == [
         name for name in pipeline.part_names if name != "detector"
     ]
