@@ -14,9 +14,9 @@
         --out curves.png  # pip install matplotlib
 
 Same data, loss, quantizer and optimizer for all: crops of a second with speed,
-pitch and gain perturbation, 8 levels of 1024 codes at 50 Hz (4 kbps). The last
-third of the budget adds narrow discriminators on short random stretches.
-`--option` changes one thing of an architecture.
+pitch and gain perturbation (unless others are asked for), 8 levels of 1024
+codes at 50 Hz (4 kbps). The last third of the budget adds narrow discriminators
+on short random stretches. `--option` changes one thing of an architecture.
 Minutes are of processor time, so that a run is the same beside another.
 `train` goes on where it was stopped, and measures held-out files at the end,
 at 1 to 8 levels and by language. With all measures (`pip install
@@ -225,11 +225,11 @@ def train(args):
     crops = AudioCrops(
         sorted((args.corpus / "train").rglob("*.flac")),
         sample_rate=16000,
-        duration=1.0,
+        duration=args.crop_duration,
         batch_size=BATCH_SIZE,
         steps_per_epoch=STEPS_PER_EPOCH,
-        speed_range=(0.8, 1.25),
-        gain_db=(-12, 3),
+        speed_range=args.speed_range,
+        gain_db=args.gain_db,
     )
     changes = {}
     if args.dropout is not None:
@@ -526,6 +526,21 @@ def main(argv=None):
         type=float,
         help="part of the examples that are trained with fewer levels",
     )
+    command.add_argument(
+        "--crop-duration", type=float, default=1.0, help="seconds"
+    )
+    for name, default in (
+        ("--speed-range", (0.8, 1.25)),
+        ("--gain-db", (-12.0, 3.0)),
+    ):
+        command.add_argument(
+            name,
+            nargs=2,
+            type=float,
+            default=default,
+            metavar=("LEAST", "MOST"),
+            help="default: %(default)s",
+        )
     command.add_argument(
         "--decoder-only",
         action="store_true",

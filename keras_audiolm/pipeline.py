@@ -474,7 +474,7 @@ class AudioLMPipeline:
         detector learned is how the decoder of the codec sounds.
         """
         dependents = presets.DEPENDENTS.get(name, ())
-        if name == "codec" and getattr(self.codec, "codes_frozen", False):
+        if name == "codec" and self.codec.codes_frozen:
             dependents = ("detector",)
         self._trained.add(name)
         self._trained -= set(dependents)

@@ -22,6 +22,7 @@ class AudioCodec(PresetPart, keras.Model):
 
     Attributes:
         causal: bool. Whether no code depends on samples after its hop.
+        codes_frozen: bool. Whether training leaves the codes as they are.
         denoising: `None`, or the side that can be switched to leave noise out.
         delay: int. Samples by which `decode_step` comes after what `decode`
             gives.
@@ -32,6 +33,7 @@ class AudioCodec(PresetPart, keras.Model):
 
     part = "codec"
     causal = True
+    codes_frozen = False
     denoising = None
     delay = 0
     window_step = 1

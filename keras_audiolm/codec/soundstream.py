@@ -402,7 +402,6 @@ class SoundStream(AudioCodec):
 
     @property
     def codes_frozen(self):
-        """Whether training leaves the codes as they are."""
         return not any(layer.trainable for layer in self.encoding_layers)
 
     def initialize_codebooks(self, batches, num_frames=50_000):
