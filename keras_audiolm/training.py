@@ -381,7 +381,7 @@ def token_metadata(pipeline, trim_silence=False, licence=None):
     rate = pipeline.sample_rate
     return make_metadata(
         codec=describe(
-            codec.encoding_layers,
+            codec.encoding_layers(),
             rate / codec.hop_length,
             codec.codebook_size,
             levels=int(codec.num_quantizers),
@@ -409,7 +409,7 @@ def fingerprint(pipeline):
     """A checksum of the weights that tokens depend on."""
     pipeline._require(TOKEN_MODELS, "Tokenizing")
     checksum = weights_checksum(
-        *pipeline.codec.encoding_layers, pipeline.semantic_tokenizer
+        *pipeline.codec.encoding_layers(), pipeline.semantic_tokenizer
     )
     return f"{checksum:08x}"
 

@@ -823,7 +823,7 @@ def test_a_store_of_other_weights_is_refused_by_name(
     store = tmp_path / "tokens" / "training"
     fit(tiny_pipeline(), store, tmp_path, parts="semantic_lm")
     other = tiny_pipeline()
-    kernel = other.codec.weights[0]
+    kernel = other.codec.encoder.weights[0]
     kernel.assign(kernel + 1)
     weights = training.token_metadata(pipeline)["codec"]["weights"]
     message = f"codec: found {tiny_preset}.*{weights}.*expected a model"

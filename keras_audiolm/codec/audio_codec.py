@@ -56,7 +56,7 @@ class AudioCodec(PresetPart, keras.Model):
     def from_config(cls, config):
         return cls(**config)
 
-    @property
+    # No property: saving walks through those that hold layers.
     def encoding_layers(self):
         """Those whose weights decide what a code means."""
         return [self]

@@ -82,7 +82,7 @@ class CompressedAudio:
             codec.sample_rate,
             codec.hop_length,
             codec.codebook_size,
-            weights_checksum(*codec.encoding_layers),
+            weights_checksum(*codec.encoding_layers()),
             preset,
         )
 
@@ -99,7 +99,7 @@ class CompressedAudio:
                     f"The codes have {name}={getattr(self, name)} and the "
                     f"codec {getattr(codec, name)}.{self._origin()}"
                 )
-        if weights_checksum(*codec.encoding_layers) != self.weights:
+        if weights_checksum(*codec.encoding_layers()) != self.weights:
             raise ValueError(
                 "The codes were made with other weights than the codec's."
                 + self._origin()

@@ -261,7 +261,6 @@ class SoundStream(AudioCodec):
             name="decoder",
         )
 
-    @property
     def encoding_layers(self):
         layers = [self.encoder, self.quantizer]
         return [*layers, self.analysis] if self.transform else layers
@@ -397,12 +396,12 @@ class SoundStream(AudioCodec):
         ```
         """
         self.build()
-        for layer in self.encoding_layers:
+        for layer in self.encoding_layers():
             layer.trainable = False
 
     @property
     def codes_frozen(self):
-        return not any(layer.trainable for layer in self.encoding_layers)
+        return not any(layer.trainable for layer in self.encoding_layers())
 
     def initialize_codebooks(self, batches, num_frames=50_000):
         """Starts the codebooks (and the linear path) from real audio.
