@@ -7,7 +7,7 @@
         12      4  codebook size
         16      2  quantizer levels
         18      8  samples of the original
-        26      4  checksum of the codec's weights, but for the decoder's
+        26      4  checksum of the weights that decide what codes mean
         30      1  length n of the preset's name
         31      n  the preset's name, UTF-8
       31+n         the codes, frame by frame, coarsest level first, most
@@ -43,7 +43,7 @@ class CompressedAudio:
         sample_rate: int. Hertz.
         hop_length: int. Samples of a frame.
         codebook_size: int.
-        weights: int. `weights_checksum` of the codec's `encoding_layers`.
+        weights: int. `weights_checksum` of the codec's `encoding_layers()`.
         preset: str. What to load the codec from, for the reader.
 
     Example:
