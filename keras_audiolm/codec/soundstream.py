@@ -394,8 +394,16 @@ class SoundStream(AudioCodec):
         codec.freeze_codes()
         trainer = keras_audiolm.SoundStreamTrainer(codec, None)
         ```
+
+        Raises:
+            ValueError: if the codec is untrained, and has no codes to keep.
         """
         self.build()
+        if not float(ops.convert_to_numpy(self.initialized)):
+            raise ValueError(
+                "This SoundStream is untrained: it has no codes to keep. "
+                "Train it first, or load trained weights."
+            )
         for layer in self.encoding_layers():
             layer.trainable = False
 

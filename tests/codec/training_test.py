@@ -364,6 +364,8 @@ def test_with_frozen_codes_the_decoder_alone_learns(transform):
         beam_width=2,
     )
     audio = tone()
+    with pytest.raises(ValueError, match="untrained.*no codes to keep"):
+        codec.freeze_codes()
     codec.initialize_codebooks([normal(4, SAMPLES)])
     assert not codec.codes_frozen
     codec.freeze_codes()
